@@ -1,0 +1,1 @@
+"""What every room of Deltaguard stands on: plain values, inspection, storage and the protocols over them."""

@@ -1,0 +1,114 @@
+"""The catalogue of finding codes: what each means, and what it does to a verdict.
+
+A code is stable: logs, metrics and tools match on it. Its `Weight` decides the verdict, so a code that is not
+in this catalogue cannot be reported at all.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+
+class Weight(StrEnum):
+    """What a finding does to the verdict, strongest first."""
+
+    PROOF = "proof"
+    """The bytes prove that something stored is lost, wrong or unreadable: `corrupt`."""
+    PENDING = "pending"
+    """A proof only once the upload is over, since a file still to arrive would cure it."""
+    UNCHECKED = "unchecked"
+    """The environment stopped the check: `undetermined`."""
+    AWAITED = "awaited"
+    """The upload is not over: `incomplete`."""
+    NOTE = "note"
+    """Worth saying, loses nothing: the verdict stays what it is."""
+
+
+@dataclass(frozen=True, slots=True)
+class FindingKind:
+    """One entry of the catalogue: the weight of a code and its meaning in one sentence."""
+
+    weight: Weight
+    meaning: str
+
+
+_P, _A, _U, _W, _N = Weight.PROOF, Weight.PENDING, Weight.UNCHECKED, Weight.AWAITED, Weight.NOTE
+
+CATALOGUE: dict[str, FindingKind] = {
+    # names and sizes
+    "layout.database_missing": FindingKind(_A, "There is no chroma.sqlite3; Chroma would create an empty one."),
+    "layout.journal_present": FindingKind(_P, "A journal or write-ahead log holds data: copied during a write."),
+    "layout.segment_file_missing": FindingKind(_A, "A file of a vector index that holds vectors is missing."),
+    "layout.file_name_hostile": FindingKind(_N, "A file name that could leave its folder; it was never followed."),
+    "layout.foreign_file": FindingKind(_N, "A file that is not Chroma's; it is ignored."),
+    "layout.empty_journal": FindingKind(_N, "A journal of 0 bytes, left by a clean close."),
+    "layout.segment_unreferenced": FindingKind(_N, "An index folder that no collection refers to."),
+    "layout.skeleton_damaged": FindingKind(_N, "The empty index of a queue-only collection is damaged: rebuilt."),
+    # SQLite
+    "sqlite.empty": FindingKind(_P, "The database has no bytes (or one); Chroma would see an empty delta."),
+    "sqlite.not_a_database": FindingKind(_P, "The file does not begin as an SQLite database does."),
+    "sqlite.header_invalid": FindingKind(_P, "A field of the database header has a value that no database has."),
+    "sqlite.truncated": FindingKind(_P, "The file is shorter than the pages its header counts."),
+    "sqlite.trailing_bytes": FindingKind(_N, "Bytes follow the last page; SQLite does not read them."),
+    "sqlite.malformed": FindingKind(_P, "SQLite itself finds pages, rows or indexes broken."),
+    "sqlite.table_missing": FindingKind(_P, "A table that Chroma needs is missing, or is a view or a virtual table."),
+    "sqlite.column_missing": FindingKind(_P, "A table lacks a column that Chroma reads."),
+    "sqlite.unexpected_trigger": FindingKind(_P, "A trigger that no Chroma writes would run in the reader."),
+    "sqlite.unexpected_view": FindingKind(_N, "A view that no Chroma writes; it is never read."),
+    "sqlite.schema_newer": FindingKind(_U, "A migration newer than any known: these rules cannot judge it."),
+    "sqlite.fulltext_unusable": FindingKind(_P, "The full-text index cannot answer queries, or answers wrongly."),
+    # vector index
+    "hnsw.header_invalid": FindingKind(_P, "A field of header.bin contradicts the format or the other fields."),
+    "hnsw.size_mismatch": FindingKind(_P, "An index file is not as long as the header says."),
+    "hnsw.link_invalid": FindingKind(_P, "A neighbour list is longer than allowed or points outside the index."),
+    "hnsw.entry_point_invalid": FindingKind(_P, "The entry point or the level of the index cannot be."),
+    "hnsw.vector_not_finite": FindingKind(_P, "A stored vector holds NaN or infinity."),
+    "hnsw.label_mismatch": FindingKind(_P, "Labels of the index and of its id map do not agree."),
+    "hnsw.norm_mismatch": FindingKind(_P, "A vector of a cosine index is not of length 1."),
+    "hnsw.pickle_unreadable": FindingKind(_P, "The id map cannot be parsed, or is not one of Chroma's."),
+    "hnsw.pickle_hostile": FindingKind(_P, "The id map asks for code to be run; nothing was run."),
+    "hnsw.pickle_missing": FindingKind(_A, "The database says that vectors were flushed, but their id map is missing."),
+    "hnsw.dimension_mismatch": FindingKind(_P, "The index and the collection disagree on the dimension."),
+    # records
+    "records.vector_missing": FindingKind(_A, "An id is stored whose vector is in neither the index nor the queue."),
+    "records.id_missing": FindingKind(_A, "A vector is stored whose id has no row."),
+    "records.vector_length": FindingKind(_P, "A queued vector has not the length of its collection."),
+    "records.vector_encoding": FindingKind(_P, "A queued vector has an unknown encoding."),
+    "records.vector_not_finite": FindingKind(_P, "A queued vector holds NaN or infinity."),
+    "records.operation_unknown": FindingKind(_P, "A queued operation is none of add, update, upsert, delete."),
+    "records.row_unreadable": FindingKind(_P, "A row holds a value of a type that Chroma cannot read."),
+    "records.segment_missing": FindingKind(_P, "A collection has no vector or no metadata segment."),
+    "records.metadata_orphaned": FindingKind(_P, "Metadata rows belong to no embedding."),
+    "records.count_differs": FindingKind(_P, "Rows of one collection contradict each other in number."),
+    # manifest
+    "manifest.unreadable": FindingKind(_N, "The manifest is not one that can be read; it was not used."),
+    "manifest.file_missing": FindingKind(_A, "The manifest lists a file that is not there."),
+    "manifest.file_unlisted": FindingKind(_N, "A file is there that the manifest does not list."),
+    "manifest.size_differs": FindingKind(_P, "A file has not the size it had when it was closed."),
+    "manifest.checksum_differs": FindingKind(_P, "A file has not the bytes it had when it was closed."),
+    "manifest.content_differs": FindingKind(_P, "Collection, dimension or count are not those that were uploaded."),
+    # Chroma's own word
+    "chroma.failed": FindingKind(_P, "Chroma cannot read the delta, twice, in fresh processes."),
+    "chroma.crashed": FindingKind(_P, "Reading the delta kills the process, twice, in fresh processes."),
+    "chroma.hung": FindingKind(_P, "Reading the delta keeps the processor busy without end, twice."),
+    "chroma.content_differs": FindingKind(_P, "Chroma returns other content than the delta's bytes hold."),
+    # could not check
+    "check.storage": FindingKind(_U, "A request to the object store failed."),
+    "check.access_denied": FindingKind(_U, "The object store refused access."),
+    "check.throttled": FindingKind(_U, "The object store asked to slow down."),
+    "check.changed": FindingKind(_U, "The delta changed while it was being checked."),
+    "check.gone": FindingKind(_U, "The delta disappeared while it was being checked."),
+    "check.local_io": FindingKind(_U, "A local file could not be read or written."),
+    "check.disk_full": FindingKind(_U, "The scratch disk is full."),
+    "check.descriptors": FindingKind(_U, "The process ran out of file descriptors."),
+    "check.memory": FindingKind(_U, "The process ran out of memory."),
+    "check.timeout": FindingKind(_U, "The check took longer than it may."),
+    "check.cannot_open": FindingKind(_U, "SQLite could not open the file (code 14): an environment fault."),
+    "check.probe_failed": FindingKind(_U, "The Chroma probe could not be run to an answer."),
+    "check.size_cap": FindingKind(_U, "The delta is larger, or has more parts, than may be checked."),
+    # still arriving
+    "arrival.settling": FindingKind(_W, "Files arrived a moment ago; more may follow."),
+    "arrival.manifest_awaited": FindingKind(_W, "Manifests are required and this one has not arrived."),
+    "arrival.file_awaited": FindingKind(_W, "A file that is needed has not arrived yet."),
+}  # fmt: skip

@@ -1,0 +1,224 @@
+"""`index_metadata.pickle`, the id map of a vector index, read without ever running a pickle.
+
+A pickle is a program. This is a machine for the few instructions that Chroma's own writers emit (protocol 3 dicts from
+1.x, protocol 5 `PersistentData` objects from 0.x; opcodes as in CPython's `pickletools`), which builds nothing but
+strings, whole numbers and dicts of them. Any other instruction ends it.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+_PERSISTENT_DATA = ("chromadb.segment.impl.vector.local_persistent_hnsw", "PersistentData")
+_MAX_DEPTH = 32
+_MARK = object()
+_CLASS = object()
+_U16, _U32, _U64, _I32 = (struct.Struct(code).unpack_from for code in ("<H", "<I", "<Q", "<i"))
+
+
+class IdMapError(Exception):
+    """The bytes are not an id map of Chroma's; the message gives the offset and what stands there."""
+
+
+class HostileIdMapError(IdMapError):
+    """The bytes ask for a class to be imported or a function to be called. Nothing was."""
+
+
+@dataclass(frozen=True, slots=True)
+class IdMap:
+    """The id map of a flushed index.
+
+    Args:
+        labels: Label of each id in the index.
+        max_seq_id: The last operation that was flushed, where the writer keeps it here (0.4), else None.
+        dimension: Vector length, None where the writer leaves it open (1.x).
+    """
+
+    labels: dict[str, int]
+    max_seq_id: int | None
+    dimension: int | None
+
+
+def parse(data: bytes) -> IdMap:
+    """The id map in `data`.
+
+    Raises:
+        HostileIdMapError: It asks for code to be run.
+        IdMapError: It is anything else than what Chroma writes.
+    """
+    try:
+        state = _Machine(data).run()
+    except UnicodeDecodeError as error:
+        raise IdMapError("an id is not UTF-8") from error
+    except (IndexError, struct.error, TypeError, KeyError, ValueError) as error:
+        raise IdMapError(f"ends early or contradicts itself ({type(error).__name__}: {error})") from error
+    if not isinstance(state, dict):
+        raise IdMapError(f"holds a {type(state).__name__} instead of a dict")
+    labels, label_to_id = state.get("id_to_label"), state.get("label_to_id")
+    if not isinstance(labels, dict) or not isinstance(label_to_id, dict):
+        raise IdMapError("has no id_to_label and label_to_id")
+    if not all(type(key) is str and type(value) is int for key, value in labels.items()):
+        raise IdMapError("id_to_label maps something else than text to numbers")
+    if len(labels) != len(label_to_id) or any(label_to_id.get(label) != key for key, label in labels.items()):
+        raise IdMapError(f"id_to_label ({len(labels)}) and label_to_id ({len(label_to_id)}) do not mirror each other")
+    numbers = [state.get("max_seq_id"), state.get("dimensionality")]
+    if not all(value is None or type(value) is int for value in numbers):
+        raise IdMapError("max_seq_id or dimensionality is not a number")
+    return IdMap(labels, *numbers)
+
+
+class _Machine:
+    """A stack machine for the opcodes that Chroma's writers emit."""
+
+    def __init__(self, data: bytes) -> None:
+        self._data = data
+        self._at = 0
+        self._stack: list[Any] = []
+        self._memo: dict[int, Any] = {}
+        self._marks = 0
+
+    def run(self) -> object:
+        data, operations = self._data, _OPERATIONS
+        while True:
+            opcode = data[self._at]
+            self._at += 1
+            if opcode == _STOP:
+                return self._stack.pop()
+            operation = operations.get(opcode)
+            if operation is None:
+                raise IdMapError(f"instruction {bytes([opcode])!r} at offset {self._at - 1} is none that Chroma writes")
+            operation(self)
+
+    def _take(self, count: int) -> bytes:
+        start = self._at
+        self._at = end = start + count
+        if end > len(self._data):
+            raise IdMapError(f"{count} bytes announced at offset {start}, {len(self._data) - start} are there")
+        return self._data[start:end]
+
+    def _number(self, unpack: Callable[[bytes, int], tuple[int]], width: int) -> int:
+        (value,) = unpack(self._data, self._at)
+        self._at += width
+        return value
+
+    def protocol(self) -> None:
+        self._at += 1
+
+    def frame(self) -> None:
+        self._at += 8
+
+    def short_text(self) -> None:
+        self._stack.append(self._take(self._take(1)[0]).decode())
+
+    def text(self) -> None:
+        self._stack.append(self._take(self._number(_U32, 4)).decode("utf-8", "surrogatepass"))
+
+    def long_text(self) -> None:
+        self._stack.append(self._take(self._number(_U64, 8)).decode("utf-8", "surrogatepass"))
+
+    def byte(self) -> None:
+        self._stack.append(self._take(1)[0])
+
+    def unsigned_short(self) -> None:
+        self._stack.append(self._number(_U16, 2))
+
+    def integer(self) -> None:
+        self._stack.append(self._number(_I32, 4))
+
+    def long_integer(self) -> None:
+        self._stack.append(int.from_bytes(self._take(self._take(1)[0]), "little", signed=True))
+
+    def none(self) -> None:
+        self._stack.append(None)
+
+    def empty_dict(self) -> None:
+        self._stack.append({})
+
+    def empty_tuple(self) -> None:
+        self._stack.append(())
+
+    def mark(self) -> None:
+        self._marks += 1
+        if self._marks > _MAX_DEPTH:
+            raise IdMapError(f"nested deeper than {_MAX_DEPTH}")
+        self._stack.append(_MARK)
+
+    def set_items(self) -> None:
+        stack = self._stack
+        start = len(stack) - 1
+        while stack[start] is not _MARK:
+            start -= 1
+            if start < 1:
+                raise IdMapError(f"items without a dict at offset {self._at - 1}")
+        self._marks -= 1
+        target = stack[start - 1]
+        if type(target) is not dict:
+            raise IdMapError(f"items for a {type(target).__name__} at offset {self._at - 1}")
+        target.update(zip(stack[start + 1 :: 2], stack[start + 2 :: 2], strict=True))
+        del stack[start:]
+
+    def set_item(self) -> None:
+        value, key = self._stack.pop(), self._stack.pop()
+        if type(self._stack[-1]) is not dict:
+            raise IdMapError(f"an item without a dict at offset {self._at - 1}")
+        self._stack[-1][key] = value
+
+    def memoize(self) -> None:
+        self._memo[len(self._memo)] = self._stack[-1]
+
+    def put(self) -> None:
+        self._memo[self._take(1)[0]] = self._stack[-1]
+
+    def long_put(self) -> None:
+        self._memo[self._number(_U32, 4)] = self._stack[-1]
+
+    def get(self) -> None:
+        self._stack.append(self._memo[self._take(1)[0]])
+
+    def long_get(self) -> None:
+        self._stack.append(self._memo[self._number(_U32, 4)])
+
+    def stack_global(self) -> None:
+        name, module = self._stack.pop(), self._stack.pop()
+        self._import(module, name)
+
+    def text_global(self) -> None:
+        end = self._data.index(b"\n", self._data.index(b"\n", self._at) + 1)
+        module, name = self._take(end - self._at).decode().split("\n")
+        self._at += 1
+        self._import(module, name)
+
+    def _import(self, module: object, name: object) -> None:
+        if (module, name) != _PERSISTENT_DATA:
+            raise HostileIdMapError(f"asks for {module!s:.60}.{name!s:.60} at offset {self._at - 1}; it was not run")
+        self._stack.append(_CLASS)
+
+    def new_object(self) -> None:
+        arguments, cls = self._stack.pop(), self._stack.pop()
+        if cls is not _CLASS or arguments != ():
+            raise HostileIdMapError(f"constructs an object at offset {self._at - 1}; it was not run")
+        self._stack.append(_CLASS)
+
+    def build(self) -> None:
+        state, target = self._stack.pop(), self._stack.pop()
+        if target is not _CLASS or type(state) is not dict:
+            raise HostileIdMapError(f"builds an object at offset {self._at - 1}; it was not run")
+        self._stack.append(state)
+
+    def call(self) -> None:
+        raise HostileIdMapError(f"calls a function at offset {self._at - 1}; it was not run")
+
+
+_STOP = ord(".")
+_OPERATIONS: dict[int, Callable[[_Machine], None]] = {
+    0x80: _Machine.protocol, 0x95: _Machine.frame, 0x8C: _Machine.short_text, ord("X"): _Machine.text,
+    0x8D: _Machine.long_text, ord("K"): _Machine.byte, ord("M"): _Machine.unsigned_short, ord("J"): _Machine.integer,
+    0x8A: _Machine.long_integer, ord("N"): _Machine.none, ord("}"): _Machine.empty_dict, ord(")"): _Machine.empty_tuple,
+    ord("("): _Machine.mark, ord("u"): _Machine.set_items, ord("s"): _Machine.set_item, 0x94: _Machine.memoize,
+    ord("q"): _Machine.put, ord("r"): _Machine.long_put, ord("h"): _Machine.get, ord("j"): _Machine.long_get,
+    0x93: _Machine.stack_global, ord("c"): _Machine.text_global, 0x81: _Machine.new_object, ord("b"): _Machine.build,
+    ord("R"): _Machine.call, ord("i"): _Machine.call, ord("o"): _Machine.call, 0x92: _Machine.call,
+}  # fmt: skip

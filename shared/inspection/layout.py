@@ -1,0 +1,82 @@
+"""Depth `listing`: what the names and sizes of a delta alone can prove."""
+
+from __future__ import annotations
+
+from shared.delta import DATABASE, JOURNALS, MANIFEST, Listing, printable, segment_of
+from shared.verdict import Finding
+
+_HARMLESS_SHARED_MEMORY = "chroma.sqlite3-shm"
+PICKLE = "index_metadata.pickle"
+INDEX_FILES = ("header.bin", "data_level0.bin", "length.bin", "link_lists.bin")
+"""The files of a vector index besides its id map. All are there once an index was flushed."""
+
+_SMALLEST_DATABASE = 512  # one page of the smallest size, https://www.sqlite.org/fileformat2.html
+_FOREIGN_SHOWN = 5
+
+
+def inspect_names(listing: Listing) -> list[Finding]:
+    """What is wrong with the set of files, before any byte is read.
+
+    A collection below `sync_threshold` has an index folder with no id map, or none at all; neither is a defect
+    (an empty index is rebuilt by Chroma). An id map says that the index was flushed, so its four other files must be.
+    """
+    findings = [*_database(listing), *_journals(listing), *_segments(listing)]
+    foreign = [
+        f.name for f in listing.files if f.name not in (DATABASE, MANIFEST, *JOURNALS) and not segment_of(f.name)
+    ]
+    for name in foreign[:_FOREIGN_SHOWN]:
+        hostile = name.startswith("/") or ".." in name.split("/") or "\\" in name or not name.isprintable()
+        code = "layout.file_name_hostile" if hostile else "layout.foreign_file"
+        findings.append(Finding(code, printable(name), "not a file of Chroma's"))
+    if len(foreign) > _FOREIGN_SHOWN:
+        detail = f"and {len(foreign) - _FOREIGN_SHOWN} more files that are not Chroma's"
+        findings.append(Finding("layout.foreign_file", "", detail))
+    return findings
+
+
+def segments_in(listing: Listing) -> dict[str, dict[str, int]]:
+    """Sizes in bytes of the index files, by segment id and base name."""
+    segments: dict[str, dict[str, int]] = {}
+    for file in listing.files:
+        segment = segment_of(file.name)
+        if segment is not None:
+            segments.setdefault(segment, {})[file.name.rpartition("/")[2]] = file.size
+    return segments
+
+
+def _database(listing: Listing) -> list[Finding]:
+    database = listing.by_name.get(DATABASE)
+    if database is None:
+        others = f"among {len(listing.files)} files" if listing.files else "and nothing else either"
+        return [Finding("layout.database_missing", DATABASE, f"not there, {others}")]
+    if database.size <= 1:
+        return [Finding("sqlite.empty", DATABASE, f"{database.size} bytes; Chroma would open it as an empty delta")]
+    if database.size < _SMALLEST_DATABASE:
+        return [Finding("sqlite.truncated", DATABASE, f"{database.size} bytes, a database has at least 512")]
+    return []
+
+
+def _journals(listing: Listing) -> list[Finding]:
+    findings = []
+    for name in JOURNALS:
+        journal = listing.by_name.get(name)
+        if journal is None or name == _HARMLESS_SHARED_MEMORY:
+            continue
+        if journal.size:
+            detail = f"{journal.size} bytes beside the database: the copy was taken during a write"
+            findings.append(Finding("layout.journal_present", name, detail))
+        else:
+            findings.append(Finding("layout.empty_journal", name, "0 bytes, left by a clean close"))
+    return findings
+
+
+def _segments(listing: Listing) -> list[Finding]:
+    return [
+        Finding(
+            "layout.segment_file_missing", f"{segment}/{base}", "not there, although the id map says it was flushed"
+        )
+        for segment, files in segments_in(listing).items()
+        if PICKLE in files
+        for base in INDEX_FILES
+        if base not in files
+    ]

@@ -1,0 +1,277 @@
+"""The rows of the database against each other and against the indexes: is every stored id there with its vector?
+
+The master invariant, per collection:
+
+    {ids in the index} + {queue operations after the index's last} = {embedding_id of the metadata segment}
+
+A delta that breaks it has lost vectors or ids, however happily it opens.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import sqlite3
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from shared.delta import DATABASE, printable
+from shared.inspection.idmap import IdMap
+from shared.inspection.sqlite import explained
+from shared.verdict import CollectionCount, Finding
+
+_ADD, _UPDATE, _UPSERT, _DELETE = range(4)
+_WIDTHS = {"FLOAT32": 4, "INT32": 4}  # chromadb.types.ScalarEncoding
+_BATCH_BYTES = 4 * 1024 * 1024
+_IDS_SHOWN = 3
+
+
+@dataclass(frozen=True, slots=True)
+class Collection:
+    """One collection and its two segments; `flushed_to` is the last queue operation that its index holds."""
+
+    id: str
+    name: str
+    dimension: int | None
+    vector_segment: str | None
+    metadata_segment: str | None
+    flushed_to: int | None
+    applied_to: int
+
+
+@dataclass(slots=True)
+class _Queue:
+    """The operations of one collection that its segments have not yet taken up, replayed."""
+
+    with_vector: set[str]
+    with_row: set[str]
+    findings: list[Finding] = field(default_factory=list)
+
+
+@dataclass(frozen=True, slots=True)
+class Contents:
+    """What one collection holds after all operations: `digest` is sha256 over its sorted ids, each ended by LF."""
+
+    count: CollectionCount
+    digest: str
+
+
+def read_collections(connection: sqlite3.Connection) -> tuple[list[Collection], list[Finding]]:
+    """The collections of a database whose schema is sound.
+
+    Raises:
+        CouldNotCheck: The rows could not be read for a reason outside the bytes.
+    """
+    collections: list[Collection] = []
+    with explained("reading the collections") as findings:
+        sequence = dict(connection.execute("SELECT segment_id, seq_id FROM max_seq_id").fetchall())
+        segments: dict[tuple[str, str], str] = {}
+        for segment, scope, collection in connection.execute("SELECT id, scope, collection FROM segments"):
+            segments[collection, scope] = segment
+        for id_, name, dimension in connection.execute("SELECT id, name, dimension FROM collections ORDER BY name"):
+            vector, metadata = segments.get((id_, "VECTOR")), segments.get((id_, "METADATA"))
+            numbers = [_sequence_number(sequence.get(segment)) for segment in (vector, metadata)]
+            if not _is_dimension(dimension) or not isinstance(id_, str) or not isinstance(name, str):
+                detail = f"collection {_shown(name)} has an id, a name or a dimension ({dimension!r}) that is none"
+                findings.append(Finding("records.row_unreadable", DATABASE, detail))
+                continue
+            for scope, segment in (("vector", vector), ("metadata", metadata)):
+                if segment is None:
+                    detail = f"collection {_shown(name)} has no {scope} segment"
+                    findings.append(Finding("records.segment_missing", DATABASE, detail))
+            collections.append(Collection(id_, name, dimension, vector, metadata, numbers[0], numbers[1] or 0))
+    return collections, findings
+
+
+def inspect_collection(
+    connection: sqlite3.Connection, collection: Collection, index: IdMap | None, *, index_readable: bool
+) -> tuple[Contents, list[Finding]]:
+    """The master invariant of one collection, and every vector that waits in the queue.
+
+    Args:
+        connection: A database whose schema is sound.
+        collection: The collection.
+        index: The id map of its index, None when it was never flushed.
+        index_readable: False when there is an index whose id map cannot be read: ids cannot be compared then.
+
+    Raises:
+        CouldNotCheck: The rows could not be read for a reason outside the bytes.
+    """
+    rows: set[str] = set()
+    findings: list[Finding] = []
+    with explained(f"reading the ids of {collection.name!r}") as unread:
+        rows, findings = _metadata_ids(connection, collection)
+    flushed_to = collection.flushed_to
+    if flushed_to is None and index is not None:
+        flushed_to = index.max_seq_id  # chromadb 0.4 keeps it in the id map
+    queue = _Queue(set(index.labels) if index else set(), set(rows))
+    with explained(f"replaying the queue of {collection.name!r}") as failed:
+        _replay(connection, collection, flushed_to or 0, queue)
+    findings += unread + failed + queue.findings
+    if index_readable and not unread and not failed:
+        findings += _compare(collection, queue)
+    count = CollectionCount(collection.name, collection.dimension, len(queue.with_row))
+    return Contents(count, digest_of(queue.with_row)), findings
+
+
+def digest_of(ids: set[str]) -> str:
+    """sha256 (hex) over the sorted ids, each ended by a line feed."""
+    return hashlib.sha256("".join(f"{id_}\n" for id_ in sorted(ids)).encode("utf-8", "surrogateescape")).hexdigest()
+
+
+def _metadata_ids(connection: sqlite3.Connection, collection: Collection) -> tuple[set[str], list[Finding]]:
+    ids: set[str] = set()
+    unreadable = 0
+    rows = connection.execute(
+        "SELECT embedding_id, typeof(seq_id), length(seq_id) FROM embeddings WHERE segment_id = ?",
+        (collection.metadata_segment,),
+    )
+    for id_, kind, length in rows:
+        if isinstance(id_, str) and (kind == "integer" or (kind, length) == ("blob", 8)) and _is_text(id_):
+            ids.add(id_)
+        else:
+            unreadable += 1
+    if not unreadable:
+        return ids, []
+    detail = f"{unreadable} rows of embeddings in {_shown(collection.name)} have an id or seq_id of a wrong type"
+    return ids, [Finding("records.row_unreadable", DATABASE, detail)]
+
+
+def _replay(connection: sqlite3.Connection, collection: Collection, flushed_to: int, queue: _Queue) -> None:
+    """Applies the operations in order, as Chroma does: adding a known id and updating an unknown one do nothing."""
+    problems = _VectorProblems(collection)
+    for seq_id, operation, id_, vector, encoding in _operations(connection, collection, flushed_to):
+        if not isinstance(id_, str) or not _is_text(id_) or operation not in (_ADD, _UPDATE, _UPSERT, _DELETE):
+            detail = f"row {seq_id} of embeddings_queue: operation {operation!r} on {_shown(id_)}"
+            queue.findings.append(Finding("records.operation_unknown", DATABASE, detail))
+            continue
+        if seq_id > flushed_to:
+            if operation == _DELETE:
+                queue.with_vector.discard(id_)
+            elif problems.add(seq_id, operation, vector, encoding) and operation != _UPDATE:
+                queue.with_vector.add(id_)
+        if seq_id > collection.applied_to:
+            if operation == _DELETE:
+                queue.with_row.discard(id_)
+            elif operation != _UPDATE:
+                queue.with_row.add(id_)
+    queue.findings += problems.findings()
+
+
+def _operations(
+    connection: sqlite3.Connection, collection: Collection, flushed_to: int
+) -> Iterator[tuple[int, object, object, object, object]]:
+    return connection.execute(
+        "SELECT seq_id, operation, id, vector, encoding FROM embeddings_queue "
+        "WHERE substr(topic, -36) = ? AND seq_id > ? ORDER BY seq_id",
+        (collection.id, min(flushed_to, collection.applied_to)),
+    )
+
+
+class _VectorProblems:
+    """Collects what is wrong with the vectors of the queue; their numbers are looked at some megabytes at a time."""
+
+    def __init__(self, collection: Collection) -> None:
+        self._collection = collection
+        self._dimension = collection.dimension
+        self._waiting: list[bytes] = []
+        self._rows: list[int] = []
+        self._bytes = 0
+        self._seen: dict[str, list[tuple[int, str]]] = {}
+
+    def add(self, seq_id: int, operation: object, vector: object, encoding: object) -> bool:
+        """Takes one vector in. Returns whether there is one that can be read."""
+        if vector is None and operation == _UPDATE:
+            return False
+        if not isinstance(vector, bytes):
+            self._problem("records.vector_length", seq_id, "no vector")
+            return False
+        width = _WIDTHS.get(encoding) if isinstance(encoding, str) else None
+        if width is None:
+            self._problem("records.vector_encoding", seq_id, f"encoding {_shown(encoding)}")
+            return False
+        if self._dimension is None:
+            self._dimension = len(vector) // width
+        if len(vector) != width * self._dimension:
+            detail = f"{len(vector)} bytes, dimension {self._dimension} needs {width * self._dimension}"
+            self._problem("records.vector_length", seq_id, detail)
+            return False
+        if encoding == "FLOAT32":
+            self._waiting.append(vector)
+            self._rows.append(seq_id)
+            self._bytes += len(vector)
+            if self._bytes >= _BATCH_BYTES:
+                self._look()
+        return True
+
+    def findings(self) -> list[Finding]:
+        """One finding for each kind of problem: how many rows, and the first of them."""
+        self._look()
+        return [
+            Finding(
+                code,
+                DATABASE,
+                f"{len(rows)} queued vectors of {_shown(self._collection.name)}, "
+                f"the first in row {rows[0][0]} of embeddings_queue: {rows[0][1]}",
+            )
+            for code, rows in self._seen.items()
+        ]
+
+    def _problem(self, code: str, seq_id: int, detail: str) -> None:
+        self._seen.setdefault(code, []).append((seq_id, detail))
+
+    def _look(self) -> None:
+        if not self._waiting:
+            return
+        bits = np.frombuffer(b"".join(self._waiting), dtype="<u4").reshape(len(self._waiting), -1)
+        for row in np.flatnonzero(((bits & 0x7F800000) == 0x7F800000).any(axis=1)):
+            self._problem("records.vector_not_finite", self._rows[row], "NaN or infinity")
+        self._waiting.clear()
+        self._rows.clear()
+        self._bytes = 0
+
+
+def _compare(collection: Collection, queue: _Queue) -> list[Finding]:
+    findings = []
+    lost = queue.with_row - queue.with_vector
+    if lost:
+        share = f"{len(lost)} of {len(queue.with_row)} embeddings of {_shown(collection.name)}"
+        detail = f"{share} have no vector: {_some(lost)}"
+        findings.append(Finding("records.vector_missing", DATABASE, detail))
+    unknown = queue.with_vector - queue.with_row
+    if unknown:
+        detail = f"{len(unknown)} vectors of {_shown(collection.name)} have no row in embeddings: {_some(unknown)}"
+        findings.append(Finding("records.id_missing", DATABASE, detail))
+    return findings
+
+
+def _sequence_number(value: object) -> int | None:
+    """The number in `max_seq_id.seq_id`: an integer in 1.x, eight big-endian bytes in 0.x."""
+    if isinstance(value, bytes) and len(value) == 8:
+        return int.from_bytes(value, "big")
+    return value if isinstance(value, int) else None
+
+
+def _is_dimension(value: object) -> bool:
+    return value is None or (isinstance(value, int) and 0 < value < 1_000_000)
+
+
+def _is_text(text: str) -> bool:
+    """Whether the stored bytes were UTF-8; others come in as lone surrogates (see `sqlite.opened`)."""
+    return text.isascii() or not any("\udc80" <= c <= "\udcff" for c in text)
+
+
+def _shown(value: object) -> str:
+    return printable(repr(value), 60)
+
+
+def _some(ids: set[str]) -> str:
+    first = ", ".join(_shown(id_) for id_ in sorted(ids)[:_IDS_SHOWN])
+    return first + (", …" if len(ids) > _IDS_SHOWN else "")
+
+
+def flushed(collection: Collection, segments: Mapping[str, Mapping[str, int]]) -> bool:
+    """Whether the collection's vectors are (partly) in an index: its id map is there, or the database says so."""
+    files = segments.get(collection.vector_segment or "", {})
+    return collection.flushed_to is not None or "index_metadata.pickle" in files

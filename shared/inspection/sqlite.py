@@ -1,0 +1,259 @@
+"""The database file as SQLite sees it: header and page arithmetic, integrity, and the schema that Chroma needs.
+
+Source: https://www.sqlite.org/fileformat2.html (header), measured chromadb 0.4.24 to 1.5.9 (schema).
+"""
+
+from __future__ import annotations
+
+import re
+import sqlite3
+import struct
+import time
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
+from urllib.parse import quote
+
+from shared.delta import DATABASE
+from shared.errors import CouldNotCheck
+from shared.verdict import Finding
+
+HEADER_BYTES = 100
+_MAGIC = b"SQLite format 3\x00"
+_PROBLEMS_SHOWN = 5
+_PROGRESS_STEPS = 20_000  # virtual machine steps between two looks at the clock, some milliseconds
+
+_CORRUPT = {sqlite3.SQLITE_CORRUPT: "sqlite.malformed", sqlite3.SQLITE_NOTADB: "sqlite.not_a_database"}
+_ENVIRONMENT = {
+    sqlite3.SQLITE_CANTOPEN: "check.cannot_open",
+    sqlite3.SQLITE_NOMEM: "check.memory",
+    sqlite3.SQLITE_FULL: "check.disk_full",
+    sqlite3.SQLITE_INTERRUPT: "check.timeout",
+}
+
+NEWEST_MIGRATIONS = {"sysdb": 10, "metadb": 6, "embeddings_queue": 2}
+"""The newest schema migrations that these rules were measured with (chromadb 1.5.9)."""
+
+# The tables without which Chroma 1.5 cannot give back what was stored, and the columns it reads of them.
+_REQUIRED: dict[str, frozenset[str]] = {
+    "migrations": frozenset({"dir", "version"}),
+    "tenants": frozenset({"id"}),
+    "databases": frozenset({"id", "name", "tenant_id"}),
+    "collections": frozenset({"id", "name", "dimension"}),
+    "segments": frozenset({"id", "type", "scope", "collection"}),
+    "collection_metadata": frozenset({"collection_id", "key", "str_value", "int_value", "float_value"}),
+    "segment_metadata": frozenset({"segment_id", "key", "str_value", "int_value", "float_value"}),
+    "embeddings": frozenset({"id", "segment_id", "embedding_id", "seq_id", "created_at"}),
+    "embedding_metadata": frozenset({"id", "key", "string_value", "int_value", "float_value"}),
+    "max_seq_id": frozenset({"segment_id", "seq_id"}),
+    "embeddings_queue": frozenset({"seq_id", "operation", "topic", "id", "vector", "encoding", "metadata"}),
+}
+_PLAIN_TABLE_SQL = re.compile(r"create\s+table\b", re.IGNORECASE)
+FULLTEXT = "embedding_fulltext_search"
+_FULLTEXT_SQL = re.compile(r"create virtual table \W?embedding_fulltext_search\W? using fts5\s*\(\s*string_value\s*,\s*"
+                           r"tokenize\s*=\s*'trigram'\s*\)", re.IGNORECASE)  # fmt: skip
+_FULLTEXT_PARTS = {
+    "data": "id, block",
+    "idx": "segid, term, pgno",
+    "content": "id, c0",
+    "docsize": "id, sz",
+    "config": "k, v",
+}
+
+
+def inspect_header(head: bytes, size: int) -> list[Finding]:
+    """What the first 100 bytes of a database of `size` bytes prove.
+
+    The page count of the header is binding only when the change counter equals `version-valid-for`
+    (section 1.3.7 of the format); otherwise SQLite goes by the file's size, and so does this check.
+    """
+    if len(head) < HEADER_BYTES:
+        return [Finding("sqlite.truncated", DATABASE, f"{size} bytes, the header alone has {HEADER_BYTES}")]
+    if not head.startswith(_MAGIC):
+        return [Finding("sqlite.not_a_database", DATABASE, f"begins with {head[:16]!r} instead of {_MAGIC!r}")]
+    page_size, _write_version, read_version, _reserved, *fractions = struct.unpack(">HBBBBBB", head[16:24])
+    changes, pages = struct.unpack(">II", head[24:32])
+    schema_format, encoding = (struct.unpack(">I", head[at : at + 4])[0] for at in (44, 56))
+    (valid_for,) = struct.unpack(">I", head[92:96])
+    page_size = 65536 if page_size == 1 else page_size
+    findings = []
+    for field, at, seen, allowed in (
+        ("read version", 19, read_version, (1, 2)),
+        ("payload fractions", 21, fractions, ([64, 32, 32],)),
+        ("schema format", 44, schema_format, (0, 1, 2, 3, 4)),
+        ("text encoding", 56, encoding, (0, 1)),
+    ):
+        if seen not in allowed:
+            detail = f"{field} at offset {at} is {seen}, expected {' or '.join(str(value) for value in allowed)}"
+            findings.append(Finding("sqlite.header_invalid", DATABASE, detail))
+    if page_size < 512 or page_size & (page_size - 1):
+        detail = f"page size at offset 16 is {page_size}, expected a power of two from 512 to 65536"
+        return [*findings, Finding("sqlite.header_invalid", DATABASE, detail)]
+    expected = pages * page_size if pages and changes == valid_for else size - size % page_size
+    if size < expected:
+        detail = f"{size} bytes, but {pages} pages of {page_size} need {expected}: {expected - size} bytes are lost"
+        findings.append(Finding("sqlite.truncated", DATABASE, detail))
+    elif size > expected:
+        detail = f"{size - expected} bytes after the {expected} of its pages"
+        findings.append(Finding("sqlite.trailing_bytes", DATABASE, detail))
+    return findings
+
+
+@contextmanager
+def opened(path: Path, seconds: float) -> Iterator[sqlite3.Connection]:
+    """The database opened so that it can neither be written nor run anything of its schema.
+
+    `immutable` keeps SQLite from looking for locks and journals, so a folder is left exactly as it was.
+
+    Args:
+        path: The database file.
+        seconds: Time after which any statement is interrupted.
+
+    Raises:
+        CouldNotCheck: SQLite could not open the file for a reason outside it.
+    """
+    try:
+        connection = sqlite3.connect(_read_only_uri(path), uri=True, isolation_level=None, check_same_thread=False)
+    except sqlite3.Error as error:
+        raise CouldNotCheck("check.cannot_open", f"opening {path.name}: {error}") from error
+    deadline = time.monotonic() + seconds
+    with closing(connection):
+        connection.set_progress_handler(lambda: time.monotonic() > deadline, _PROGRESS_STEPS)
+        connection.text_factory = lambda raw: raw.decode("utf-8", "surrogateescape")
+        connection.execute("PRAGMA trusted_schema=OFF")
+        connection.execute("PRAGMA cell_size_check=ON")
+        yield connection
+
+
+@contextmanager
+def explained(doing: str) -> Iterator[list[Finding]]:
+    """Turns an SQLite error inside the block into what it proves: a finding, or that the check was impossible.
+
+    Yields:
+        A list that holds the finding afterwards, if the error was one about the bytes.
+
+    Raises:
+        CouldNotCheck: The error says nothing about the bytes (code 14, out of memory, time over, ...).
+    """
+    findings: list[Finding] = []
+    try:
+        yield findings
+    except sqlite3.Error as error:
+        primary = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_ERROR) & 0xFF
+        if primary in _CORRUPT:
+            findings.append(Finding(_CORRUPT[primary], DATABASE, f"{doing}: {error}"))
+        elif primary in _ENVIRONMENT:
+            raise CouldNotCheck(_ENVIRONMENT[primary], f"{doing}: {error}") from error
+        else:
+            raise CouldNotCheck("check.local_io", f"{doing}: {error} (SQLite code {primary})") from error
+
+
+def inspect_integrity(connection: sqlite3.Connection) -> list[Finding]:
+    """What `PRAGMA integrity_check` finds: pages, freelist, order of rows, and every index against its table."""
+    problems: list[str] = []
+    with explained("integrity check") as findings:
+        rows = connection.execute(f"PRAGMA integrity_check({_PROBLEMS_SHOWN})").fetchall()
+        problems = [line for (text,) in rows if text != "ok" for line in text.splitlines() if "***" not in line]
+    findings += [Finding("sqlite.malformed", DATABASE, problem) for problem in problems[:_PROBLEMS_SHOWN]]
+    return findings
+
+
+def inspect_schema(connection: sqlite3.Connection) -> list[Finding]:
+    """Whether the tables that Chroma needs are there as plain tables, and nothing is there that would run."""
+    objects: list[tuple[str, str, int, str]] = []
+    columns: dict[str, set[str]] = {}
+    with explained("reading the schema") as findings:
+        objects = connection.execute("SELECT type, name, rootpage, coalesce(sql, '') FROM sqlite_schema").fetchall()
+        for table in _REQUIRED:
+            columns[table] = {row[1] for row in connection.execute(f"PRAGMA table_info({table})")}
+    if findings:
+        return findings
+    plain = {name for kind, name, root, sql in objects if kind == "table" and root and _PLAIN_TABLE_SQL.match(sql)}
+    fulltext = {sql.strip() for kind, name, _, sql in objects if (kind, name) == ("table", FULLTEXT)}
+    if not plain & _REQUIRED.keys():
+        return [
+            Finding("sqlite.table_missing", DATABASE, f"a database with {len(plain)} tables, none of them Chroma's")
+        ]
+    for table, needed in _REQUIRED.items():
+        if table not in plain:
+            findings.append(Finding("sqlite.table_missing", DATABASE, f"table {table} is not there"))
+        elif missing := needed - columns[table]:
+            detail = f"table {table} has no column {', '.join(sorted(missing))}"
+            findings.append(Finding("sqlite.column_missing", DATABASE, detail))
+    if not any(map(_FULLTEXT_SQL.fullmatch, fulltext)):
+        findings.append(Finding("sqlite.table_missing", DATABASE, f"table {FULLTEXT} is not there as Chroma makes it"))
+    return findings + _unexpected(objects)
+
+
+def _unexpected(objects: list[tuple[str, str, int, str]]) -> list[Finding]:
+    findings = []
+    for kind, name, _, _ in objects:
+        if kind == "trigger":
+            detail = f"trigger {name!r} would run when Chroma opens the delta"
+            findings.append(Finding("sqlite.unexpected_trigger", DATABASE, detail))
+        elif kind == "view" and name not in _REQUIRED:
+            findings.append(Finding("sqlite.unexpected_view", DATABASE, f"view {name!r}"))
+    return findings
+
+
+def inspect_migrations(connection: sqlite3.Connection) -> list[Finding]:
+    """Whether the schema is newer than these rules."""
+    applied: list[tuple[str, int]] = []
+    with explained("reading the migrations") as findings:
+        applied = connection.execute("SELECT dir, max(version) FROM migrations GROUP BY dir").fetchall()
+    for folder, version in applied:
+        if not isinstance(version, int) or version > NEWEST_MIGRATIONS.get(folder, version):
+            known = NEWEST_MIGRATIONS[folder]
+            detail = f"migration {folder} {version!r}, known up to {known}: upgrade Deltaguard to judge this delta"
+            findings.append(Finding("sqlite.schema_newer", DATABASE, detail))
+    return findings
+
+
+def inspect_fulltext(path: Path, seconds: float) -> list[Finding]:
+    """Whether the full-text index can answer queries, and whether it holds every document.
+
+    SQLite's own check (https://www.sqlite.org/fts5.html#the_integrity_check_command) needs a table it may write, so
+    the five shadow tables are copied into memory, under a schema written here.
+
+    Args:
+        path: The database file.
+        seconds: Time after which any statement is interrupted.
+    """
+    deadline = time.monotonic() + seconds
+    with (
+        explained("reading the full-text index") as unread,
+        closing(sqlite3.connect("file::memory:", uri=True, isolation_level=None)) as memory,
+    ):
+        memory.set_progress_handler(lambda: time.monotonic() > deadline, _PROGRESS_STEPS)
+        memory.execute("PRAGMA trusted_schema=OFF")
+        memory.execute("CREATE VIRTUAL TABLE fts USING fts5(string_value, tokenize='trigram')")
+        memory.execute("ATTACH ? AS delta", (_read_only_uri(path),))
+        memory.execute("BEGIN")
+        return _check_fulltext(memory)
+    return unread
+
+
+def _check_fulltext(memory: sqlite3.Connection) -> list[Finding]:
+    try:
+        for part, columns in _FULLTEXT_PARTS.items():
+            memory.execute(f"DELETE FROM fts_{part}")  # noqa: S608 - names of this module
+            memory.execute(f"INSERT INTO fts_{part} ({columns}) SELECT {columns} FROM delta.{FULLTEXT}_{part}")  # noqa: S608
+        memory.execute("INSERT INTO fts(fts) VALUES('integrity-check')")
+        ((missing,),) = memory.execute(
+            "SELECT count(*) FROM delta.embedding_metadata AS m LEFT JOIN fts_content AS f ON f.id = m.id "
+            "WHERE m.key = 'chroma:document' AND f.c0 IS NOT m.string_value"
+        )
+    except sqlite3.Error as error:
+        # The statements are constant, so a plain SQLITE_ERROR too says that the shadow tables are not fit for them.
+        if error.sqlite_errorcode & 0xFF not in (*_CORRUPT, sqlite3.SQLITE_ERROR, sqlite3.SQLITE_CONSTRAINT):
+            raise
+        detail = f"full-text index: {error} (SQLite {sqlite3.sqlite_version})"
+        return [Finding("sqlite.fulltext_unusable", DATABASE, detail)]
+    if missing:
+        detail = f"full-text index: {missing} documents are missing from it or differ"
+        return [Finding("sqlite.fulltext_unusable", DATABASE, detail)]
+    return []
+
+
+def _read_only_uri(path: Path) -> str:
+    return f"file:{quote(str(path.absolute()))}?mode=ro&immutable=1"

@@ -1,0 +1,236 @@
+"""From a delta's place to its verdict: list, ask whether it is all there, fetch what the depth needs, examine."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+from shared import tags as verdict_tags
+from shared.delta import DATABASE, MANIFEST, DeltaLocation, Listing, is_chroma_file
+from shared.errors import CouldNotCheck, ObjectChanged, StorageError, faults_explained
+from shared.findings import Weight
+from shared.folder import FolderContent, check_size, checksum_of, list_folder
+from shared.inspection import Content, Examination, examine
+from shared.manifest import MAX_MANIFEST_BYTES, Manifest, compare_checksums, compare_collections, compare_listing
+from shared.scratch import scratch_folder
+from shared.settings import Settings
+from shared.storage import Store
+from shared.verdict import Depth, Finding, Status, Verdict, status_of
+
+
+@dataclass(frozen=True, slots=True)
+class Judgement:
+    """A verdict with what it stands on. An empty listing means that nothing lies under the prefix."""
+
+    verdict: Verdict
+    listing: Listing
+    manifest: Manifest | None
+
+
+def judge_stored(
+    store: Store,
+    location: DeltaLocation,
+    depth: Depth,
+    settings: Settings,
+    *,
+    await_arrival: bool = False,
+    trust_tags: bool = False,
+) -> Judgement:
+    """Judges a delta in S3. Whatever cannot be checked is part of the verdict; nothing is raised for it.
+
+    Args:
+        store: Where it lies.
+        location: Its bucket and prefix.
+        depth: How far to go.
+        settings: Settle time, caps and time limits.
+        await_arrival: Whether a delta that may still be arriving is `incomplete` without a look at it. Otherwise it is
+            judged now, and only what a file still to come would cure counts as awaited instead of corrupt.
+        trust_tags: Whether a `healthy` tag that belongs to exactly these objects and to this depth is an answer.
+    """
+    work = _Work(location.uri, depth)
+    try:
+        work.listing = store.list_delta(location)
+        if trust_tags and _tagged_healthy(store, location, work.listing, depth):
+            return work.judgement()
+        work.read_manifest(lambda length: store.read(location.bucket, location.key(MANIFEST), length))
+        awaited = _awaited(work.listing, work.manifest, settings, datetime.now(UTC))
+        if awaited and await_arrival:
+            work.observed += awaited
+            return work.judgement()
+        if work.manifest is not None:
+            work.checksums = _stored_checksums(store, location, work.listing, work.manifest)
+        with ExitStack() as scratch:
+            content = _StoredContent(store, location, work.listing, settings.max_delta_bytes, scratch)
+            work.examine(content, settings.probe_timeout_seconds)
+        if awaited:
+            work.observed = _excused(work.observed, awaited)
+    except CouldNotCheck as fault:
+        work.observed.append(Finding(fault.code, "", fault.detail))
+    return work.judgement()
+
+
+def judge_folder(path: Path, depth: Depth, settings: Settings) -> Judgement:
+    """Judges a delta in a local folder, which is taken to be all there.
+
+    Raises:
+        TargetError: There is no such folder.
+    """
+    work = _Work(str(path), depth)
+    try:
+        work.listing = list_folder(path)
+        content = FolderContent(path, work.listing, settings.max_delta_bytes)
+        work.read_manifest(lambda length: content.head(MANIFEST, length))
+        if work.manifest is not None:
+            check_size(work.listing, settings.max_delta_bytes)
+            listed = (file.name for file in work.manifest.files if file.name in work.listing.by_name)
+            work.checksums = {name: checksum_of(path / name) for name in listed}
+        work.examine(content, settings.probe_timeout_seconds)
+    except CouldNotCheck as fault:
+        work.observed.append(Finding(fault.code, "", fault.detail))
+    return work.judgement()
+
+
+@dataclass(slots=True)
+class _Work:
+    """One judgement while it is made."""
+
+    delta: str
+    depth: Depth
+    listing: Listing = field(default_factory=lambda: Listing(()))
+    manifest: Manifest | None = None
+    checksums: dict[str, str] = field(default_factory=dict)
+    observed: list[Finding] = field(default_factory=list)
+    examination: Examination = field(default_factory=Examination)
+    started: float = field(default_factory=time.perf_counter)
+
+    def read_manifest(self, read: Callable[[int], bytes]) -> None:
+        if MANIFEST not in self.listing.by_name:
+            return
+        try:
+            self.manifest = Manifest.parse(read(MAX_MANIFEST_BYTES + 1))
+        except ValueError as error:
+            self.observed.append(Finding("manifest.unreadable", MANIFEST, str(error)))
+
+    def examine(self, content: Content, probe_seconds: float) -> None:
+        if self.manifest is not None:
+            self.observed += compare_listing(self.manifest, self.listing)
+            self.observed += compare_checksums(self.manifest, self.checksums)
+        self.examination = examine(self.listing, content, self.depth, probe_seconds)
+        self.observed += self.examination.observed
+        if self.manifest is not None and self.depth.includes(Depth.STRUCTURE):
+            self._compare_contents(self.manifest, content)
+
+    def _compare_contents(self, manifest: Manifest, content: Content) -> None:
+        """What only the downloaded bytes can be asked: counts, and checksums that the store does not keep."""
+        if status_of(self.examination.observed) is not Status.HEALTHY:
+            return
+        self.observed += compare_collections(manifest, self.examination.collections)
+        folder = content.folder()
+        unknown = [f.name for f in manifest.files if f.name not in self.checksums and is_chroma_file(f.name)]
+        present = [name for name in unknown if name in self.listing.by_name]
+        self.observed += compare_checksums(manifest, {name: checksum_of(folder / name) for name in present})
+
+    def judgement(self) -> Judgement:
+        verdict = Verdict(
+            self.delta,
+            self.depth,
+            tuple(self.observed),
+            self.examination.collections,
+            self.listing.size,
+            self.listing.fingerprint,
+            (time.perf_counter() - self.started) * 1000,
+            self.examination.versions,
+        )
+        return Judgement(verdict, self.listing, self.manifest)
+
+
+class _StoredContent:
+    """The bytes of a delta in S3: heads by range reads, the whole of it in a scratch folder when it is asked for."""
+
+    def __init__(
+        self, store: Store, location: DeltaLocation, listing: Listing, max_bytes: int, scratch: ExitStack
+    ) -> None:
+        self._store = store
+        self._location = location
+        self._listing = listing
+        self._max_bytes = max_bytes
+        self._scratch = scratch
+        self._folder: Path | None = None
+
+    def head(self, name: str, length: int) -> bytes:
+        file = self._listing.by_name[name]
+        if not file.size:
+            return b""
+        return self._store.read(self._location.bucket, self._location.key(name), length, file.etag)
+
+    def folder(self) -> Path:
+        if self._folder is None:
+            check_size(self._listing, self._max_bytes)
+            folder = self._scratch.enter_context(scratch_folder())
+            for file in self._listing.files:
+                if is_chroma_file(file.name):  # other names are never written, so none can leave the folder
+                    target = folder / file.name
+                    with faults_explained("making a scratch folder for an index"):
+                        target.parent.mkdir(exist_ok=True)
+                    self._store.download(self._location, file, target)
+            self._folder = folder
+        return self._folder
+
+
+def _tagged_healthy(store: Store, location: DeltaLocation, listing: Listing, depth: Depth) -> bool:
+    if DATABASE not in listing.by_name:
+        return False
+    try:
+        known = verdict_tags.healthy_depth(store.tags(location.bucket, location.key(DATABASE)), listing)
+    except StorageError:
+        return False  # a store without tags, or no right to read them: the check itself will answer
+    return known is not None and known.includes(depth)
+
+
+def _awaited(listing: Listing, manifest: Manifest | None, settings: Settings, now: datetime) -> list[Finding]:
+    """Why more files may still arrive; empty when the delta is all there.
+
+    With a manifest a delta is whole once everything listed is there and nothing is newer than the manifest (an upload
+    over an older delta writes its manifest last, too). Otherwise it is whole once nothing arrived for the settle time.
+    """
+    if settings.manifest_required and manifest is None:
+        return [Finding("arrival.manifest_awaited", MANIFEST, "not there, and DELTAGUARD_MANIFEST is required")]
+    newest = listing.newest
+    if newest is None or now - newest >= timedelta(seconds=settings.settle_seconds):
+        return []
+    if manifest is not None:
+        missing = [file.name for file in manifest.files if file.name not in listing.by_name]
+        if not missing and newest <= listing.by_name[MANIFEST].modified:
+            return []
+    age = (now - newest).total_seconds()
+    detail = f"the last file arrived {age:.0f} s ago, a delta settles for {settings.settle_seconds:g} s"
+    return [Finding("arrival.settling", "", detail)]
+
+
+def _excused(observed: list[Finding], awaited: list[Finding]) -> list[Finding]:
+    """The findings without those that a file still to come would cure, if there were any, and why."""
+    kept = [finding for finding in observed if finding.weight is not Weight.PENDING]
+    if len(kept) == len(observed):
+        return observed
+    pending = [f for f in observed if f.weight is Weight.PENDING]
+    return kept + [Finding("arrival.file_awaited", f.file, f"{f.code}: {f.detail}") for f in pending] + awaited
+
+
+def _stored_checksums(store: Store, location: DeltaLocation, listing: Listing, manifest: Manifest) -> dict[str, str]:
+    """The checksums that the store keeps of the files in the manifest, by name, without reading a byte of them."""
+    checksums = {}
+    for file in manifest.files:
+        listed = listing.by_name.get(file.name)
+        if listed is None:
+            continue
+        stored = store.head(location.bucket, location.key(file.name))
+        if stored.etag != listed.etag:
+            detail = f"{location.uri}{file.name} was overwritten while it was being checked"
+            raise ObjectChanged("check.changed", detail, "ETag")
+        if stored.crc64nvme is not None:
+            checksums[file.name] = stored.crc64nvme
+    return checksums

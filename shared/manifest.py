@@ -1,0 +1,119 @@
+"""`delta.manifest.json`: what the producer closed and uploaded, written last so that its presence means *all here*."""
+
+from __future__ import annotations
+
+import base64
+from typing import Annotated, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from shared.delta import MANIFEST, Listing, printable
+from shared.verdict import CollectionCount, Finding
+
+MAX_MANIFEST_BYTES = 4 * 1024 * 1024
+"""A manifest lists a few files for each collection; anything larger is not one."""
+
+
+class ManifestFile(BaseModel):
+    """One file of the delta. `crc64nvme` is base64 of the big-endian CRC-64/NVME, as S3 returns it."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: Annotated[str, Field(min_length=1, max_length=1024)]
+    size: Annotated[int, Field(ge=0)]
+    crc64nvme: Annotated[str, Field(pattern=r"^[A-Za-z0-9+/]{11}=$")]
+
+
+class ManifestCollection(BaseModel):
+    """One collection: its name, vector length (None when it never held a vector) and number of embeddings."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str
+    dimension: Annotated[int, Field(ge=1)] | None
+    count: Annotated[int, Field(ge=0)]
+
+
+class Manifest(BaseModel):
+    """The manifest of a delta. `attempt` counts from 1 the uploads that were needed."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    format: Literal[1] = 1
+    batch_id: str | None = None
+    attempt: Annotated[int, Field(ge=1)] = 1
+    chromadb: str
+    collections: tuple[ManifestCollection, ...]
+    files: Annotated[tuple[ManifestFile, ...], Field(max_length=20_000)]
+
+    def as_bytes(self) -> bytes:
+        """The manifest as it is stored: indented JSON, UTF-8."""
+        return self.model_dump_json(indent=2).encode() + b"\n"
+
+    @classmethod
+    def parse(cls, data: bytes) -> Self:
+        """The manifest in `data`.
+
+        Raises:
+            ValueError: It is too large, not JSON, or not of this format; the message is one line.
+        """
+        if len(data) > MAX_MANIFEST_BYTES:
+            raise ValueError(f"{len(data)} bytes, at most {MAX_MANIFEST_BYTES} expected")
+        try:
+            return cls.model_validate_json(data)
+        except ValidationError as error:
+            first = error.errors(include_url=False, include_input=False)[0]
+            where = ".".join(str(part) for part in first["loc"]) or "document"
+            raise ValueError(f"{where}: {first['msg']}") from error
+
+
+def encode_checksum(crc64nvme: int) -> str:
+    """A CRC-64/NVME as S3 writes it: base64 of its eight big-endian bytes."""
+    return base64.b64encode(crc64nvme.to_bytes(8, "big")).decode()
+
+
+def compare_listing(manifest: Manifest, listing: Listing) -> list[Finding]:
+    """What the names and sizes of a listing contradict in its manifest."""
+    findings = []
+    for file in manifest.files:
+        stored = listing.by_name.get(file.name)
+        if stored is None:
+            findings.append(Finding("manifest.file_missing", file.name, f"listed with {file.size} bytes, not there"))
+        elif stored.size != file.size:
+            detail = f"{stored.size} bytes, {file.size} when it was closed"
+            findings.append(Finding("manifest.size_differs", file.name, detail))
+    listed = {file.name for file in manifest.files} | {MANIFEST}
+    unlisted = sorted(listing.by_name.keys() - listed)
+    return findings + [Finding("manifest.file_unlisted", printable(name), "not in the manifest") for name in unlisted]
+
+
+def compare_checksums(manifest: Manifest, checksums: dict[str, str]) -> list[Finding]:
+    """What the CRC-64/NVME checksums (base64, by file name) contradict in the manifest."""
+    return [
+        Finding(
+            "manifest.checksum_differs",
+            file.name,
+            f"CRC64NVME {checksums[file.name]}, {file.crc64nvme} when it was closed",
+        )
+        for file in manifest.files
+        if checksums.get(file.name, file.crc64nvme) != file.crc64nvme
+    ]
+
+
+def compare_collections(manifest: Manifest, collections: tuple[CollectionCount, ...]) -> list[Finding]:
+    """What the counted collections contradict in the manifest."""
+    seen = {collection.name: collection for collection in collections}
+    findings = []
+    for expected in manifest.collections:
+        found = seen.get(expected.name)
+        if found is None:
+            detail = f"collection {expected.name!r} with {expected.count} embeddings is not there"
+        elif (found.dimension, found.count) != (expected.dimension, expected.count):
+            detail = (
+                f"collection {expected.name!r} has {found.count} embeddings of dimension {found.dimension}, "
+                f"{expected.count} of dimension {expected.dimension} were uploaded"
+            )
+        else:
+            continue
+        findings.append(Finding("manifest.content_differs", "", detail))
+    return findings

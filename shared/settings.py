@@ -1,0 +1,114 @@
+"""The settings of Deltaguard: `DELTAGUARD_*` environment variables, read once at start and checked then.
+
+AWS's own variables (`AWS_ENDPOINT_URL`, region, credentials) are boto3's to read.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Self
+
+from shared.errors import SettingsError
+from shared.verdict import Depth
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """Everything that can be set from outside, with its defaults.
+
+    Args:
+        quarantine_bucket: Where corrupt deltas go; None means the bucket they were found in.
+        quarantine_prefix: Prefix below which they lie there, without `/` at its ends.
+        depth: Depth of the validator's check.
+        settle_seconds: Without a manifest, how long nothing may have arrived before a delta counts as whole.
+        manifest_required: Whether a delta without a manifest stays `incomplete`.
+        max_delta_bytes: A larger delta is not downloaded: `undetermined`.
+        probe_timeout_seconds: How long Chroma may take over one delta.
+        stage: Deployment stage, a dimension of every metric.
+    """
+
+    quarantine_bucket: str | None = None
+    quarantine_prefix: str = "quarantine"
+    depth: Depth = Depth.OPEN
+    settle_seconds: float = 60.0
+    manifest_required: bool = False
+    max_delta_bytes: int = 2 * 1024**3
+    probe_timeout_seconds: float = 60.0
+    stage: str = "dev"
+
+    @classmethod
+    def from_environment(cls, environment: Mapping[str, str] | None = None) -> Self:
+        """The settings that these environment variables make (default: the process's own).
+
+        A variable that is set but empty counts as not set, as deployment templates produce such.
+
+        Raises:
+            SettingsError: A variable has a value that cannot be used; the message names variable and value.
+        """
+        variables = os.environ if environment is None else environment
+        values: dict[str, Any] = {}
+        for field, (variable, convert) in _VARIABLES.items():
+            text = variables.get(variable, "").strip()
+            if not text:
+                continue
+            try:
+                values[field] = convert(text)
+            except ValueError as error:
+                raise SettingsError(f"{variable}={text!r}: {error}") from error
+        return cls(**values)
+
+    def quarantine_of(self, bucket: str) -> tuple[str, str]:
+        """Bucket and prefix (ending in `/`) that hold the quarantined deltas of `bucket`."""
+        return self.quarantine_bucket or bucket, self.quarantine_prefix + "/"
+
+
+def _depth(text: str) -> Depth:
+    if text not in set(Depth):
+        raise ValueError(f"must be one of {', '.join(Depth)}")
+    return Depth(text)
+
+
+def _prefix(text: str) -> str:
+    prefix = text.strip("/")
+    if not prefix or any(part in ("", ".", "..") for part in prefix.split("/")):
+        raise ValueError("must be a key prefix such as quarantine or held/deltas")
+    return prefix
+
+
+def _manifest_required(text: str) -> bool:
+    if text not in ("optional", "required"):
+        raise ValueError("must be optional or required")
+    return text == "required"
+
+
+def _seconds(least: float) -> Callable[[str], float]:
+    def convert(text: str) -> float:
+        try:
+            seconds = float(text)
+        except ValueError:
+            raise ValueError("must be a number of seconds") from None
+        if not least <= seconds < 1e9:
+            raise ValueError(f"must be at least {least:g} seconds")
+        return seconds
+
+    return convert
+
+
+def _bytes(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise ValueError("must be a whole number of bytes, at least 1")
+    return int(text)
+
+
+_VARIABLES: dict[str, tuple[str, Callable[[str], object]]] = {
+    "quarantine_bucket": ("DELTAGUARD_QUARANTINE_BUCKET", str),
+    "quarantine_prefix": ("DELTAGUARD_QUARANTINE_PREFIX", _prefix),
+    "depth": ("DELTAGUARD_DEPTH", _depth),
+    "settle_seconds": ("DELTAGUARD_SETTLE_SECONDS", _seconds(0)),
+    "manifest_required": ("DELTAGUARD_MANIFEST", _manifest_required),
+    "max_delta_bytes": ("DELTAGUARD_MAX_DELTA_BYTES", _bytes),
+    "probe_timeout_seconds": ("DELTAGUARD_PROBE_TIMEOUT_SECONDS", _seconds(1)),
+    "stage": ("DELTAGUARD_STAGE", str),
+}
