@@ -52,10 +52,11 @@ CATALOGUE: dict[str, FindingKind] = {
     "sqlite.truncated": FindingKind(_P, "The file is shorter than the pages its header counts."),
     "sqlite.trailing_bytes": FindingKind(_N, "Bytes follow the last page; SQLite does not read them."),
     "sqlite.malformed": FindingKind(_P, "SQLite itself finds pages, rows or indexes broken."),
-    "sqlite.table_missing": FindingKind(_P, "A table that Chroma needs is missing, or is a view or a virtual table."),
+    "sqlite.table_missing": FindingKind(_P, "A table that Chroma needs is missing."),
     "sqlite.column_missing": FindingKind(_P, "A table lacks a column that Chroma reads."),
     "sqlite.unexpected_trigger": FindingKind(_P, "A trigger that no Chroma writes would run in the reader."),
     "sqlite.unexpected_view": FindingKind(_N, "A view that no Chroma writes; it is never read."),
+    "sqlite.table_replaced": FindingKind(_U, "A view or virtual table stands where Chroma's table should; it was not read."),
     "sqlite.schema_newer": FindingKind(_U, "A migration newer than any known: these rules cannot judge it."),
     "sqlite.fulltext_unusable": FindingKind(_P, "The full-text index cannot answer queries, or answers wrongly."),
     # vector index
@@ -93,6 +94,8 @@ CATALOGUE: dict[str, FindingKind] = {
     "chroma.crashed": FindingKind(_P, "Reading the delta kills the process, twice, in fresh processes."),
     "chroma.hung": FindingKind(_P, "Reading the delta keeps the processor busy without end, twice."),
     "chroma.content_differs": FindingKind(_P, "Chroma returns other content than the delta's bytes hold."),
+    # found in quarantine
+    "quarantine.held": FindingKind(_P, "The delta was found corrupt earlier and lies in quarantine."),
     # could not check
     "check.storage": FindingKind(_U, "A request to the object store failed."),
     "check.access_denied": FindingKind(_U, "The object store refused access."),

@@ -9,10 +9,9 @@ from pathlib import Path
 
 from awscrt.checksums import crc64nvme
 
-from shared.delta import DeltaFile, Listing
+from shared.delta import MAX_FILES, DeltaFile, Listing
 from shared.errors import CouldNotCheck, TargetError, faults_explained
 from shared.manifest import encode_checksum
-from shared.storage import MAX_FILES
 
 _CHUNK = 4 * 1024 * 1024
 

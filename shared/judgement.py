@@ -24,11 +24,26 @@ from shared.verdict import Depth, Finding, Status, Verdict, status_of
 
 @dataclass(frozen=True, slots=True)
 class Judgement:
-    """A verdict with what it stands on. An empty listing means that nothing lies under the prefix."""
+    """A verdict with what it stands on.
+
+    Args:
+        verdict: The verdict.
+        listing: The objects that were judged.
+        manifest: The manifest among them, if there is one that can be read.
+        checksums_proven: Whether every file of the manifest was compared by its checksum.
+        by_tag: Whether a tag gave the answer, and nothing was read.
+    """
 
     verdict: Verdict
     listing: Listing
     manifest: Manifest | None
+    checksums_proven: bool
+    by_tag: bool
+
+    @property
+    def gone(self) -> bool:
+        """Whether nothing lies under the prefix (any more)."""
+        return not self.listing.files and self.verdict.status is Status.CORRUPT
 
 
 def judge_stored(
@@ -55,6 +70,7 @@ def judge_stored(
     try:
         work.listing = store.list_delta(location)
         if trust_tags and _tagged_healthy(store, location, work.listing, depth):
+            work.by_tag = True
             return work.judgement()
         work.read_manifest(lambda length: store.read(location.bucket, location.key(MANIFEST), length))
         awaited = _awaited(work.listing, work.manifest, settings, datetime.now(UTC))
@@ -105,6 +121,7 @@ class _Work:
     checksums: dict[str, str] = field(default_factory=dict)
     observed: list[Finding] = field(default_factory=list)
     examination: Examination = field(default_factory=Examination)
+    by_tag: bool = False
     started: float = field(default_factory=time.perf_counter)
 
     def read_manifest(self, read: Callable[[int], bytes]) -> None:
@@ -119,7 +136,10 @@ class _Work:
         if self.manifest is not None:
             self.observed += compare_listing(self.manifest, self.listing)
             self.observed += compare_checksums(self.manifest, self.checksums)
-        self.examination = examine(self.listing, content, self.depth, probe_seconds)
+        # What the manifest proves needs no second opinion from Chroma, but the structure tells where the damage sits.
+        proven = status_of(self.observed) is Status.CORRUPT
+        depth = Depth.STRUCTURE if proven and self.depth is Depth.OPEN else self.depth
+        self.examination = examine(self.listing, content, depth, probe_seconds)
         self.observed += self.examination.observed
         if self.manifest is not None and self.depth.includes(Depth.STRUCTURE):
             self._compare_contents(self.manifest, content)
@@ -132,7 +152,9 @@ class _Work:
         folder = content.folder()
         unknown = [f.name for f in manifest.files if f.name not in self.checksums and is_chroma_file(f.name)]
         present = [name for name in unknown if name in self.listing.by_name]
-        self.observed += compare_checksums(manifest, {name: checksum_of(folder / name) for name in present})
+        computed = {name: checksum_of(folder / name) for name in present}
+        self.observed += compare_checksums(manifest, computed)
+        self.checksums |= computed
 
     def judgement(self) -> Judgement:
         verdict = Verdict(
@@ -145,7 +167,8 @@ class _Work:
             (time.perf_counter() - self.started) * 1000,
             self.examination.versions,
         )
-        return Judgement(verdict, self.listing, self.manifest)
+        proven = self.manifest is not None and all(file.name in self.checksums for file in self.manifest.files)
+        return Judgement(verdict, self.listing, self.manifest, proven, self.by_tag)
 
 
 class _StoredContent:

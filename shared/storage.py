@@ -5,24 +5,25 @@ Retries are botocore's own (standard mode, five attempts), so nothing above this
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, cast
 
 import boto3
+from awscrt.checksums import crc64nvme
 from boto3.s3.transfer import TransferConfig
 from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
 
-from shared.delta import DeltaFile, DeltaLocation, Listing
+from shared.delta import MAX_FILES, DeltaFile, DeltaLocation, Listing
 from shared.errors import CouldNotCheck, ObjectChanged, ObjectGone, StorageError, faults_explained
+from shared.manifest import encode_checksum
 
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
-
-MAX_FILES = 20_000
-"""A delta has five files a collection and one database; a listing longer than this is not read to its end."""
 
 _CHUNK = 1024 * 1024
 _TRANSFER = TransferConfig(
@@ -51,8 +52,8 @@ class Store:
         client: A client made by `s3_client`, or one with the same retry and checksum settings.
     """
 
-    def __init__(self, client: S3Client | None = None) -> None:
-        self._client = client or s3_client()
+    def __init__(self, client: S3Client) -> None:
+        self._client = client
 
     def list_delta(self, location: DeltaLocation) -> Listing:
         """The objects of a delta; an empty listing where there are none.
@@ -128,6 +129,23 @@ class Store:
             raise
         with body:
             return cast(bytes, self._translated("reading", what, lambda: body.read(length)))
+
+    def checksum(self, bucket: str, key: str, etag: str) -> str:
+        """CRC-64/NVME of an object (base64), computed from its bytes, for a store that keeps none.
+
+        Raises:
+            ObjectGone: It is not there.
+            ObjectChanged: Its ETag is not `etag`.
+            StorageError: The request failed.
+        """
+        what = f"s3://{bucket}/{key}"
+        request = {"Bucket": bucket, "Key": key, "IfMatch": etag}
+        body = self._call("reading", what, self._client.get_object, request)["Body"]
+        checksum = 0
+        with body:
+            while chunk := self._translated("reading", what, lambda: body.read(_CHUNK)):
+                checksum = crc64nvme(chunk, checksum)
+        return encode_checksum(checksum)
 
     def download(self, location: DeltaLocation, file: DeltaFile, target: Path) -> None:
         """Writes one file of a delta to `target`, which must not exist. The object must still be the one listed.
@@ -271,6 +289,31 @@ class Store:
 _SINGLE_COPY_BYTES = (
     5 * 1024**3
 )  # CopyObject's limit, https://docs.aws.amazon.com/AmazonS3/latest/API/API_CopyObject.html
+
+
+def current_store() -> Store:
+    """The store of the current environment; the same one as long as endpoint, region and credentials stay the same.
+
+    Raises:
+        StorageError: The environment does not say enough to reach one.
+    """
+    return _store_for(tuple(os.environ.get(name) for name in _CLIENT_VARIABLES))
+
+
+@lru_cache(maxsize=4)
+def _store_for(_environment: tuple[str | None, ...]) -> Store:
+    return Store(s3_client())
+
+
+_CLIENT_VARIABLES = (
+    "AWS_ENDPOINT_URL",
+    "AWS_ENDPOINT_URL_S3",
+    "AWS_REGION",
+    "AWS_DEFAULT_REGION",
+    "AWS_PROFILE",
+    "AWS_ACCESS_KEY_ID",
+    "AWS_SESSION_TOKEN",
+)
 
 
 def s3_client() -> S3Client:

@@ -1,0 +1,106 @@
+"""Real parts for every test: a moto server over HTTP, and deltas made by chromadb itself."""
+
+from __future__ import annotations
+
+import shutil
+import urllib.request
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from local.deltas import DeltaRecipe, build_delta
+from shared.delta import DeltaLocation
+from shared.settings import Settings
+from shared.storage import Store, current_store
+
+PutDelta = Callable[[Path, str], DeltaLocation]
+
+
+@pytest.fixture(scope="session")
+def s3_server() -> Iterator[str]:
+    """The URL of a moto server, so that child processes and other clients see the same S3."""
+    from moto.server import ThreadedMotoServer
+
+    server = ThreadedMotoServer(port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    yield f"http://{host}:{port}"
+    server.stop()
+
+
+@pytest.fixture
+def aws(s3_server: str, monkeypatch: pytest.MonkeyPatch) -> str:
+    """An empty AWS account that boto3 finds through the environment."""
+    for name in ("AWS_PROFILE", "AWS_SESSION_TOKEN", "AWS_ENDPOINT_URL_S3", "AWS_REGION"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("AWS_ENDPOINT_URL", s3_server)
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "testing")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "testing")
+    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+    monkeypatch.setenv("AWS_XRAY_SDK_ENABLED", "false")
+    request = urllib.request.Request(f"{s3_server}/moto-api/reset", method="POST")
+    urllib.request.urlopen(request, timeout=10).close()
+    return s3_server
+
+
+@pytest.fixture
+def store(aws: str) -> Store:
+    return current_store()
+
+
+@pytest.fixture
+def bucket(aws: str) -> str:
+    import boto3
+
+    boto3.client("s3").create_bucket(Bucket="deltas")
+    return "deltas"
+
+
+@pytest.fixture
+def put_delta(bucket: str) -> PutDelta:
+    """Uploads a folder as a delta the old way: file by file, no manifest."""
+    import boto3
+
+    client = boto3.client("s3")
+
+    def put(folder: Path, prefix: str) -> DeltaLocation:
+        location = DeltaLocation.parse(f"s3://{bucket}/{prefix}")
+        for path in sorted(folder.rglob("*")):
+            if path.is_file():
+                client.upload_file(str(path), bucket, location.key(path.relative_to(folder).as_posix()))
+        return location
+
+    return put
+
+
+@pytest.fixture
+def settled() -> Settings:
+    """Settings under which a delta without a manifest counts as whole at once."""
+    return Settings(settle_seconds=0)
+
+
+@pytest.fixture(scope="session")
+def healthy_delta(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A queue-only delta, the normal case: 50 embeddings. Copy it to break it."""
+    folder = tmp_path_factory.mktemp("deltas") / "healthy"
+    build_delta(folder, DeltaRecipe(embeddings=50, dimension=32))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def flushed_delta(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A delta whose vectors were flushed into an index, with some still in the queue. Copy it to break it."""
+    folder = tmp_path_factory.mktemp("deltas") / "flushed"
+    build_delta(folder, DeltaRecipe(embeddings=130, dimension=16, sync_threshold=50, batch=25, deletes=7, updates=7))
+    return folder
+
+
+@pytest.fixture
+def copy_of(tmp_path: Path) -> Callable[[Path], Path]:
+    """A copy of a delta that a test may break."""
+
+    def copy(folder: Path) -> Path:
+        return Path(shutil.copytree(folder, tmp_path / f"copy-{len(list(tmp_path.iterdir()))}"))
+
+    return copy

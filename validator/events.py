@@ -1,0 +1,98 @@
+"""From an event to the deltas it is about. Pure functions; every envelope in which S3's events come is taken apart.
+
+Keys in S3's own events are URL-encoded, also inside SQS and SNS; keys in EventBridge's events are not
+(https://docs.aws.amazon.com/AmazonS3/latest/userguide/notification-content-structure.html, ev-events.html).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import unquote_plus
+
+from shared.delta import DeltaLocation, delta_prefix_of
+from shared.errors import DeltaguardError
+
+_CREATED = "ObjectCreated"
+_CREATED_DETAIL = "Object Created"
+
+
+class EventError(DeltaguardError):
+    """An event or message is none that this function can be given; the message says what was expected."""
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """One message: its id in the queue (None for an event that came without one), and the deltas it is about.
+
+    `problem` says why it could not be read; such a message has no deltas and belongs in the dead-letter queue.
+    """
+
+    id: str | None
+    deltas: tuple[DeltaLocation, ...]
+    problem: str | None = None
+
+
+def read_event(event: object) -> list[Message]:
+    """The messages of an event: SQS with S3, SNS or EventBridge inside, or S3 or EventBridge directly.
+
+    Events that are normal but about no delta (`s3:TestEvent`, other objects, removals) give a message without deltas.
+
+    Raises:
+        EventError: The event is none of these.
+    """
+    if not isinstance(event, Mapping):
+        raise EventError(f"expected an event object, got a {type(event).__name__}")
+    records = event.get("Records")
+    if isinstance(records, list) and any(_source(record) == "aws:sqs" for record in records):
+        return [_read_message(record) for record in records]
+    return [Message(None, _deltas(event))]
+
+
+def _read_message(record: Any) -> Message:
+    id_ = str(record.get("messageId", "")) if isinstance(record, Mapping) else ""
+    if not id_:
+        raise EventError("an SQS record without a messageId")
+    try:
+        body = json.loads(record["body"])
+        if not isinstance(body, Mapping):
+            raise EventError(f"its body is a {type(body).__name__}")
+        if body.get("Type") == "Notification" and "Message" in body:
+            body = json.loads(body["Message"])
+        return Message(id_, _deltas(body))
+    except (EventError, ValueError, KeyError, TypeError) as error:
+        return Message(id_, (), f"message {id_} holds no S3 event: {error}")
+
+
+def _deltas(event: Mapping[str, Any]) -> tuple[DeltaLocation, ...]:
+    """The deltas of one S3 or EventBridge event, each once, in the order they come."""
+    found: dict[DeltaLocation, None] = {}
+    for bucket, key in _objects(event):
+        prefix = delta_prefix_of(key)
+        if prefix is not None:
+            found[DeltaLocation(bucket, prefix)] = None
+    return tuple(found)
+
+
+def _objects(event: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """Bucket and plain key of each object that an event says was created."""
+    if event.get("Event") == "s3:TestEvent":
+        return
+    try:
+        if "detail-type" in event:
+            if event["detail-type"] == _CREATED_DETAIL:
+                yield event["detail"]["bucket"]["name"], event["detail"]["object"]["key"]
+            return
+        if not isinstance(event.get("Records"), list):
+            raise EventError(f"neither S3's nor EventBridge's: it has the fields {', '.join(sorted(event)[:8])}")
+        for record in event["Records"]:
+            if str(record["eventName"]).removeprefix("s3:").startswith(_CREATED):
+                yield record["s3"]["bucket"]["name"], unquote_plus(record["s3"]["object"]["key"])
+    except (KeyError, TypeError, AttributeError) as error:
+        raise EventError(f"an S3 event without {error}") from error
+
+
+def _source(record: object) -> str:
+    return str(record.get("eventSource", "")) if isinstance(record, Mapping) else ""
