@@ -44,7 +44,6 @@ CATALOGUE: dict[str, FindingKind] = {
     "layout.foreign_file": FindingKind(_N, "A file that is not Chroma's; it is ignored."),
     "layout.empty_journal": FindingKind(_N, "A journal of 0 bytes, left by a clean close."),
     "layout.segment_unreferenced": FindingKind(_N, "An index folder that no collection refers to."),
-    "layout.skeleton_damaged": FindingKind(_N, "The empty index of a queue-only collection is damaged: rebuilt."),
     # SQLite
     "sqlite.empty": FindingKind(_P, "The database has no bytes (or one); Chroma would see an empty delta."),
     "sqlite.not_a_database": FindingKind(_P, "The file does not begin as an SQLite database does."),
@@ -56,7 +55,7 @@ CATALOGUE: dict[str, FindingKind] = {
     "sqlite.column_missing": FindingKind(_P, "A table lacks a column that Chroma reads."),
     "sqlite.unexpected_trigger": FindingKind(_P, "A trigger that no Chroma writes would run in the reader."),
     "sqlite.unexpected_view": FindingKind(_N, "A view that no Chroma writes; it is never read."),
-    "sqlite.table_replaced": FindingKind(_U, "A view or virtual table stands where Chroma's table should; it was not read."),
+    "sqlite.table_replaced": FindingKind(_U, "A view or virtual table stands in a table's place; it was not read."),
     "sqlite.schema_newer": FindingKind(_U, "A migration newer than any known: these rules cannot judge it."),
     "sqlite.fulltext_unusable": FindingKind(_P, "The full-text index cannot answer queries, or answers wrongly."),
     # vector index
@@ -66,7 +65,6 @@ CATALOGUE: dict[str, FindingKind] = {
     "hnsw.entry_point_invalid": FindingKind(_P, "The entry point or the level of the index cannot be."),
     "hnsw.vector_not_finite": FindingKind(_P, "A stored vector holds NaN or infinity."),
     "hnsw.label_mismatch": FindingKind(_P, "Labels of the index and of its id map do not agree."),
-    "hnsw.norm_mismatch": FindingKind(_P, "A vector of a cosine index is not of length 1."),
     "hnsw.pickle_unreadable": FindingKind(_P, "The id map cannot be parsed, or is not one of Chroma's."),
     "hnsw.pickle_hostile": FindingKind(_P, "The id map asks for code to be run; nothing was run."),
     "hnsw.pickle_missing": FindingKind(_A, "The database says that vectors were flushed, but their id map is missing."),
@@ -80,8 +78,8 @@ CATALOGUE: dict[str, FindingKind] = {
     "records.operation_unknown": FindingKind(_P, "A queued operation is none of add, update, upsert, delete."),
     "records.row_unreadable": FindingKind(_P, "A row holds a value of a type that Chroma cannot read."),
     "records.segment_missing": FindingKind(_P, "A collection has no vector or no metadata segment."),
-    "records.metadata_orphaned": FindingKind(_P, "Metadata rows belong to no embedding."),
-    "records.count_differs": FindingKind(_P, "Rows of one collection contradict each other in number."),
+    "records.collection_missing": FindingKind(_P, "Segments belong to a collection that has no row."),
+    "records.dimension_missing": FindingKind(_P, "A collection holds vectors, but its dimension is not set."),
     # manifest
     "manifest.unreadable": FindingKind(_N, "The manifest is not one that can be read; it was not used."),
     "manifest.file_missing": FindingKind(_A, "The manifest lists a file that is not there."),

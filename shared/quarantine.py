@@ -104,7 +104,9 @@ def is_quarantined(location: DeltaLocation, settings: Settings) -> bool:
     return location.bucket == bucket and location.prefix.startswith(prefix)
 
 
-def latest_record(store: Store, location: DeltaLocation, settings: Settings) -> tuple[DeltaLocation, QuarantineRecord] | None:
+def latest_record(
+    store: Store, location: DeltaLocation, settings: Settings
+) -> tuple[DeltaLocation, QuarantineRecord] | None:
     """Where the delta that last lay here was quarantined, and its record; None when that never happened.
 
     Raises:

@@ -9,7 +9,7 @@ from typing import Protocol
 
 import numpy as np
 
-from shared.delta import DATABASE, Listing
+from shared.delta import DATABASE, JOURNALS, Listing
 from shared.errors import CouldNotCheck, faults_explained
 from shared.inspection import chroma, hnsw, layout, records, sqlite
 from shared.inspection.records import Collection, Contents
@@ -40,6 +40,10 @@ class Examination:
 def examine(listing: Listing, content: Content, depth: Depth, probe_seconds: float) -> Examination:
     """Examines a delta up to `depth`. It goes no further once something is proven that the next depth stands on.
 
+    An index that looks damaged from outside proves nothing as long as the database was not asked whether a collection
+    refers to it (a deleted collection leaves its folder behind). Such a suspicion is looked into at `structure`, also
+    when less was asked for: a false alarm costs more than a download.
+
     Args:
         listing: The delta's files.
         content: Their bytes.
@@ -53,9 +57,13 @@ def examine(listing: Listing, content: Content, depth: Depth, probe_seconds: flo
     observed = examination.observed
     try:
         observed += layout.inspect_names(listing)
+        suspicions = layout.suspect_segments(listing)
         if depth.includes(Depth.HEADER) and not _blocked(observed):
-            observed += _headers(listing, content)
-        if depth.includes(Depth.STRUCTURE) and not _blocked(observed):
+            database = content.head(DATABASE, sqlite.HEADER_BYTES)
+            observed += sqlite.inspect_header(database, listing.by_name[DATABASE].size)
+            if depth is Depth.HEADER:
+                suspicions += _suspect_index(listing, content)
+        if (suspicions or depth.includes(Depth.STRUCTURE)) and not _blocked(observed):
             folder = content.folder()
             contents = _structure(listing, folder, examination)
             if depth.includes(Depth.OPEN) and status_of(observed) is Status.HEALTHY:
@@ -69,22 +77,19 @@ def examine(listing: Listing, content: Content, depth: Depth, probe_seconds: flo
 
 
 def _blocked(findings: list[Finding]) -> bool:
-    """Whether the database, on which every deeper check stands, is known to be unusable."""
-    return any(f.file == DATABASE and status_of([f]) is Status.CORRUPT for f in findings)
+    """Whether the database, on which every deeper check stands, is known to be unusable or half written."""
+    return any(f.file in (DATABASE, *JOURNALS) and status_of([f]) is Status.CORRUPT for f in findings)
 
 
-def _headers(listing: Listing, content: Content) -> list[Finding]:
-    database = listing.by_name[DATABASE]
-    findings = sqlite.inspect_header(content.head(DATABASE, sqlite.HEADER_BYTES), database.size)
-    segments = {
-        s: sizes for s, sizes in layout.segments_in(listing).items() if {layout.PICKLE, "header.bin"} <= sizes.keys()
-    }
-    if segments:
-        # One range read besides the database's, whatever the number of collections: the index that holds the most.
-        segment = max(segments, key=lambda s: sum(segments[s].values()))
-        head = content.head(f"{segment}/header.bin", hnsw.HEADER_BYTES + 1)
-        findings += hnsw.inspect_header(segment, head, segments[segment])[1]
-    return findings
+def _suspect_index(listing: Listing, content: Content) -> list[Finding]:
+    """What the header of one flushed index contradicts: the largest, so that one read is enough for any delta."""
+    needed = {layout.PICKLE, "header.bin"}
+    segments = {s: sizes for s, sizes in layout.segments_in(listing).items() if needed <= sizes.keys()}
+    if not segments:
+        return []
+    segment = max(segments, key=lambda s: sum(segments[s].values()))
+    head = content.head(f"{segment}/header.bin", hnsw.HEADER_BYTES + 1)
+    return hnsw.inspect_header(segment, head, segments[segment])[1]
 
 
 def _structure(listing: Listing, folder: Path, examination: Examination) -> tuple[Contents, ...]:
@@ -92,9 +97,9 @@ def _structure(listing: Listing, folder: Path, examination: Examination) -> tupl
     database = folder / DATABASE
     all_contents: list[Contents] = []
     with faults_explained(f"reading {DATABASE}"), sqlite.opened(database, _SQL_SECONDS) as connection:
-        for check in (sqlite.inspect_integrity, sqlite.inspect_schema, sqlite.inspect_migrations):
+        for check in (sqlite.inspect_integrity, sqlite.inspect_schema):
             observed += check(connection)
-            if status_of(observed) is Status.CORRUPT and _blocked(observed):
+            if status_of(observed) is not Status.HEALTHY:
                 return ()
         observed += sqlite.inspect_fulltext(database, _SQL_SECONDS)
         collections, found = records.read_collections(connection)
@@ -103,7 +108,7 @@ def _structure(listing: Listing, folder: Path, examination: Examination) -> tupl
         for collection in collections:
             contents, found = _collection(connection, collection, segments, folder)
             all_contents.append(contents)
-            _merge(observed, found)
+            observed += found
         known = {collection.vector_segment for collection in collections}
         for segment in segments.keys() - known:
             observed.append(Finding("layout.segment_unreferenced", segment, "no collection refers to this folder"))
@@ -138,8 +143,3 @@ def _collection(
         connection, collection, index.ids, index_readable=index.ids is not None
     )
     return contents, index.findings + found
-
-
-def _merge(observed: list[Finding], found: list[Finding]) -> None:
-    """Appends what is new: the headers of an index are looked at at depth `header` and again at `structure`."""
-    observed += [finding for finding in found if finding not in observed]

@@ -23,6 +23,7 @@ _EMPTY_ENTRY_POINT = 0xFFFFFFFF
 _MAX_LEVEL = 64  # a level is -ln(uniform) * mult; 64 would need more elements than a u32 can number
 _BLOCK_BYTES = 4 * 1024 * 1024
 _DELETED = 1
+_MOST_BYTES = 1 << 40  # hnswlib allocates the room for all elements at once; no machine has this much
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,9 +109,6 @@ def inspect_index(segment: str, files: Mapping[str, NDArray[np.uint8]], dimensio
     if dimension is not None and header.dimension != dimension:
         detail = f"vectors of {header.dimension}, the collection has dimension {dimension}"
         findings.append(Finding("hnsw.dimension_mismatch", f"{segment}/header.bin", detail))
-    if ids is not None and ids.dimension not in (None, header.dimension):
-        detail = f"the id map says dimension {ids.dimension}, the header leaves room for {header.dimension}"
-        findings.append(Finding("hnsw.dimension_mismatch", f"{segment}/index_metadata.pickle", detail))
     records = files["data_level0.bin"][: header.count * header.record_size].reshape(header.count, header.record_size)
     findings += _level0(segment, header, records)
     findings += _upper_levels(segment, header, files["link_lists.bin"])
@@ -136,6 +134,10 @@ def _contradictions(header: IndexHeader) -> list[str]:
     vector = header.label_offset - header.data_offset
     if vector < 4 or vector % 4:
         wrong.append(f"{vector} bytes between links and label, expected a multiple of 4 from 4")
+    if header.max_elements * header.record_size > _MOST_BYTES:
+        wrong.append(
+            f"room for {header.max_elements} elements would need {header.max_elements * header.record_size} bytes"
+        )
     if header.count > header.max_elements:
         wrong.append(f"{header.count} elements, room for {header.max_elements}")
     return wrong

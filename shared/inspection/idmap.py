@@ -34,12 +34,10 @@ class IdMap:
     Args:
         labels: Label of each id in the index.
         max_seq_id: The last operation that was flushed, where the writer keeps it here (0.4), else None.
-        dimension: Vector length, None where the writer leaves it open (1.x).
     """
 
     labels: dict[str, int]
     max_seq_id: int | None
-    dimension: int | None
 
 
 def parse(data: bytes) -> IdMap:
@@ -64,10 +62,10 @@ def parse(data: bytes) -> IdMap:
         raise IdMapError("id_to_label maps something else than text to numbers")
     if len(labels) != len(label_to_id) or any(label_to_id.get(label) != key for key, label in labels.items()):
         raise IdMapError(f"id_to_label ({len(labels)}) and label_to_id ({len(label_to_id)}) do not mirror each other")
-    numbers = [state.get("max_seq_id"), state.get("dimensionality")]
-    if not all(value is None or type(value) is int for value in numbers):
-        raise IdMapError("max_seq_id or dimensionality is not a number")
-    return IdMap(labels, *numbers)
+    max_seq_id = state.get("max_seq_id")
+    if not (max_seq_id is None or type(max_seq_id) is int):
+        raise IdMapError("max_seq_id is not a number")
+    return IdMap(labels, max_seq_id)
 
 
 class _Machine:

@@ -15,12 +15,8 @@ _FOREIGN_SHOWN = 5
 
 
 def inspect_names(listing: Listing) -> list[Finding]:
-    """What is wrong with the set of files, before any byte is read.
-
-    A collection below `sync_threshold` has an index folder with no id map, or none at all; neither is a defect
-    (an empty index is rebuilt by Chroma). An id map says that the index was flushed, so its four other files must be.
-    """
-    findings = [*_database(listing), *_journals(listing), *_segments(listing)]
+    """What is wrong with the database's files and the foreign ones, before any byte is read."""
+    findings = [*_database(listing), *_journals(listing)]
     foreign = [
         f.name for f in listing.files if f.name not in (DATABASE, MANIFEST, *JOURNALS) and not segment_of(f.name)
     ]
@@ -70,7 +66,8 @@ def _journals(listing: Listing) -> list[Finding]:
     return findings
 
 
-def _segments(listing: Listing) -> list[Finding]:
+def suspect_segments(listing: Listing) -> list[Finding]:
+    """Index files that are missing. Suspicions only: nobody may refer to that index, which only the database tells."""
     return [
         Finding(
             "layout.segment_file_missing", f"{segment}/{base}", "not there, although the id map says it was flushed"

@@ -22,7 +22,8 @@ from shared.inspection.sqlite import explained
 from shared.verdict import CollectionCount, Finding
 
 _ADD, _UPDATE, _UPSERT, _DELETE = range(4)
-_WIDTHS = {"FLOAT32": 4, "INT32": 4}  # chromadb.types.ScalarEncoding
+_ENCODING = "FLOAT32"  # chromadb.types.ScalarEncoding also knows INT32, which no version writes
+_WIDTH = 4
 _BATCH_BYTES = 4 * 1024 * 1024
 _IDS_SHOWN = 3
 
@@ -64,11 +65,13 @@ def read_collections(connection: sqlite3.Connection) -> tuple[list[Collection], 
         CouldNotCheck: The rows could not be read for a reason outside the bytes.
     """
     collections: list[Collection] = []
-    with explained("reading the collections") as findings:
+    findings: list[Finding] = []
+    with explained("reading the collections") as unread:
         sequence = dict(connection.execute("SELECT segment_id, seq_id FROM max_seq_id").fetchall())
         segments: dict[tuple[str, str], str] = {}
         for segment, scope, collection in connection.execute("SELECT id, scope, collection FROM segments"):
             segments[collection, scope] = segment
+        findings = _settings_findings(connection)
         for id_, name, dimension in connection.execute("SELECT id, name, dimension FROM collections ORDER BY name"):
             vector, metadata = segments.get((id_, "VECTOR")), segments.get((id_, "METADATA"))
             numbers = [_sequence_number(sequence.get(segment)) for segment in (vector, metadata)]
@@ -81,7 +84,25 @@ def read_collections(connection: sqlite3.Connection) -> tuple[list[Collection], 
                     detail = f"collection {_shown(name)} has no {scope} segment"
                     findings.append(Finding("records.segment_missing", DATABASE, detail))
             collections.append(Collection(id_, name, dimension, vector, metadata, numbers[0], numbers[1] or 0))
-    return collections, findings
+        known = {collection.id for collection in collections}
+        lost = {collection for collection, _ in segments} - known
+        if lost and not findings:
+            detail = f"{len(lost)} collections have segments but no row in collections: {_some(lost)}"
+            findings.append(Finding("records.collection_missing", DATABASE, detail))
+    return collections, unread + findings
+
+
+def _settings_findings(connection: sqlite3.Connection) -> list[Finding]:
+    """Whether the settings of the collections are JSON. Their columns came with 0.5 and 1.3; older deltas lack them."""
+    present = {row[1] for row in connection.execute("PRAGMA table_info(collections)")}
+    findings = []
+    for column in ("config_json_str", "schema_str"):
+        if column in present:
+            query = f"SELECT name FROM collections WHERE {column} IS NOT NULL AND NOT json_valid({column})"  # noqa: S608
+            for (name,) in connection.execute(query):
+                detail = f"{column} of collection {_shown(name)} is not JSON"
+                findings.append(Finding("records.row_unreadable", DATABASE, detail))
+    return findings
 
 
 def inspect_collection(
@@ -141,11 +162,14 @@ def _metadata_ids(connection: sqlite3.Connection, collection: Collection) -> tup
 def _replay(connection: sqlite3.Connection, collection: Collection, flushed_to: int, queue: _Queue) -> None:
     """Applies the operations in order, as Chroma does: adding a known id and updating an unknown one do nothing."""
     problems = _VectorProblems(collection)
-    for seq_id, operation, id_, vector, encoding in _operations(connection, collection, flushed_to):
+    for seq_id, operation, id_, vector, encoding, readable in _operations(connection, collection, flushed_to):
         if not isinstance(id_, str) or not _is_text(id_) or operation not in (_ADD, _UPDATE, _UPSERT, _DELETE):
             detail = f"row {seq_id} of embeddings_queue: operation {operation!r} on {_shown(id_)}"
             queue.findings.append(Finding("records.operation_unknown", DATABASE, detail))
             continue
+        if not readable:
+            detail = f"row {seq_id} of embeddings_queue: the metadata of {_shown(id_)} is not JSON"
+            queue.findings.append(Finding("records.row_unreadable", DATABASE, detail))
         if seq_id > flushed_to:
             if operation == _DELETE:
                 queue.with_vector.discard(id_)
@@ -161,10 +185,10 @@ def _replay(connection: sqlite3.Connection, collection: Collection, flushed_to: 
 
 def _operations(
     connection: sqlite3.Connection, collection: Collection, flushed_to: int
-) -> Iterator[tuple[int, object, object, object, object]]:
+) -> Iterator[tuple[int, object, object, object, object, int]]:
     return connection.execute(
-        "SELECT seq_id, operation, id, vector, encoding FROM embeddings_queue "
-        "WHERE substr(topic, -36) = ? AND seq_id > ? ORDER BY seq_id",
+        "SELECT seq_id, operation, id, vector, encoding, metadata IS NULL OR json_valid(metadata) "
+        "FROM embeddings_queue WHERE substr(topic, -36) = ? AND seq_id > ? ORDER BY seq_id",
         (collection.id, min(flushed_to, collection.applied_to)),
     )
 
@@ -187,22 +211,20 @@ class _VectorProblems:
         if not isinstance(vector, bytes):
             self._problem("records.vector_length", seq_id, "no vector")
             return False
-        width = _WIDTHS.get(encoding) if isinstance(encoding, str) else None
-        if width is None:
-            self._problem("records.vector_encoding", seq_id, f"encoding {_shown(encoding)}")
+        if encoding != _ENCODING:
+            self._problem("records.vector_encoding", seq_id, f"encoding {_shown(encoding)}, expected {_ENCODING}")
             return False
         if self._dimension is None:
-            self._dimension = len(vector) // width
-        if len(vector) != width * self._dimension:
-            detail = f"{len(vector)} bytes, dimension {self._dimension} needs {width * self._dimension}"
+            self._dimension = len(vector) // _WIDTH
+        if len(vector) != _WIDTH * self._dimension:
+            detail = f"{len(vector)} bytes, dimension {self._dimension} needs {_WIDTH * self._dimension}"
             self._problem("records.vector_length", seq_id, detail)
             return False
-        if encoding == "FLOAT32":
-            self._waiting.append(vector)
-            self._rows.append(seq_id)
-            self._bytes += len(vector)
-            if self._bytes >= _BATCH_BYTES:
-                self._look()
+        self._waiting.append(vector)
+        self._rows.append(seq_id)
+        self._bytes += len(vector)
+        if self._bytes >= _BATCH_BYTES:
+            self._look()
         return True
 
     def findings(self) -> list[Finding]:
@@ -234,6 +256,9 @@ class _VectorProblems:
 
 def _compare(collection: Collection, queue: _Queue) -> list[Finding]:
     findings = []
+    if collection.dimension is None and queue.with_vector:
+        detail = f"{_shown(collection.name)} holds {len(queue.with_vector)} vectors, but its dimension is not set"
+        findings.append(Finding("records.dimension_missing", DATABASE, detail))
     lost = queue.with_row - queue.with_vector
     if lost:
         share = f"{len(lost)} of {len(queue.with_row)} embeddings of {_shown(collection.name)}"

@@ -11,10 +11,11 @@ import struct
 import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import quote
 
-from shared.delta import DATABASE
+from shared.delta import DATABASE, printable
 from shared.errors import CouldNotCheck
 from shared.verdict import Finding
 
@@ -49,9 +50,16 @@ _REQUIRED: dict[str, frozenset[str]] = {
     "embeddings_queue": frozenset({"seq_id", "operation", "topic", "id", "vector", "encoding", "metadata"}),
 }
 _PLAIN_TABLE_SQL = re.compile(r"create\s+table\b", re.IGNORECASE)
+# Tables that came later: needed only where the migration that makes them was applied, since Chroma applies the others.
+_REQUIRED_SINCE: dict[str, tuple[str, int]] = {
+    "embeddings_queue_config": ("embeddings_queue", 2),
+    "embedding_metadata_array": ("metadb", 6),
+}
+_NEVER_A_VIEW = {"embeddings_queue"}  # Chroma 1.5 reads through a view in place of the others, but fails at this one
 FULLTEXT = "embedding_fulltext_search"
 _FULLTEXT_SQL = re.compile(r"create virtual table \W?embedding_fulltext_search\W? using fts5\s*\(\s*string_value\s*,\s*"
                            r"tokenize\s*=\s*'trigram'\s*\)", re.IGNORECASE)  # fmt: skip
+_FULLTEXT_VERSION = 4  # https://www.sqlite.org/fts5.html: the format of every FTS5 so far
 _FULLTEXT_PARTS = {
     "data": "id, block",
     "idx": "segid, term, pgno",
@@ -158,54 +166,76 @@ def inspect_integrity(connection: sqlite3.Connection) -> list[Finding]:
     return findings
 
 
+@dataclass(frozen=True, slots=True)
+class _Schema:
+    """What `sqlite_schema` lists: plain tables with their columns, and everything else by kind and name."""
+
+    plain: dict[str, set[str]]
+    others: list[tuple[str, str]]
+    fulltext: bool
+
+
 def inspect_schema(connection: sqlite3.Connection) -> list[Finding]:
-    """Whether the tables that Chroma needs are there as plain tables, and nothing is there that would run."""
-    objects: list[tuple[str, str, int, str]] = []
-    columns: dict[str, set[str]] = {}
+    """Whether the tables that Chroma needs are there as plain tables, and nothing is there that would run.
+
+    Views and virtual tables are never read here, whatever their name: what they return is up to the delta.
+    """
+    schema = _Schema({}, [], fulltext=False)
+    applied: dict[str, int] = {}
     with explained("reading the schema") as findings:
-        objects = connection.execute("SELECT type, name, rootpage, coalesce(sql, '') FROM sqlite_schema").fetchall()
-        for table in _REQUIRED:
-            columns[table] = {row[1] for row in connection.execute(f"PRAGMA table_info({table})")}
+        schema = _read_schema(connection)
+        if _REQUIRED["migrations"] <= schema.plain.get("migrations", set()):
+            applied = dict(connection.execute("SELECT dir, max(version) FROM migrations GROUP BY dir").fetchall())
     if findings:
         return findings
-    plain = {name for kind, name, root, sql in objects if kind == "table" and root and _PLAIN_TABLE_SQL.match(sql)}
-    fulltext = {sql.strip() for kind, name, _, sql in objects if (kind, name) == ("table", FULLTEXT)}
-    if not plain & _REQUIRED.keys():
-        return [
-            Finding("sqlite.table_missing", DATABASE, f"a database with {len(plain)} tables, none of them Chroma's")
-        ]
-    for table, needed in _REQUIRED.items():
-        if table not in plain:
-            findings.append(Finding("sqlite.table_missing", DATABASE, f"table {table} is not there"))
-        elif missing := needed - columns[table]:
-            detail = f"table {table} has no column {', '.join(sorted(missing))}"
-            findings.append(Finding("sqlite.column_missing", DATABASE, detail))
-    if not any(map(_FULLTEXT_SQL.fullmatch, fulltext)):
-        findings.append(Finding("sqlite.table_missing", DATABASE, f"table {FULLTEXT} is not there as Chroma makes it"))
-    return findings + _unexpected(objects)
-
-
-def _unexpected(objects: list[tuple[str, str, int, str]]) -> list[Finding]:
-    findings = []
-    for kind, name, _, _ in objects:
+    if not schema.plain.keys() & _REQUIRED.keys():
+        return [Finding("sqlite.table_missing", DATABASE, f"{len(schema.plain)} tables, none of them Chroma's")]
+    findings += _missing(schema, applied)
+    for kind, name in schema.others:
         if kind == "trigger":
-            detail = f"trigger {name!r} would run when Chroma opens the delta"
+            detail = f"trigger {printable(name)} would run when Chroma opens the delta"
             findings.append(Finding("sqlite.unexpected_trigger", DATABASE, detail))
         elif kind == "view" and name not in _REQUIRED:
-            findings.append(Finding("sqlite.unexpected_view", DATABASE, f"view {name!r}"))
+            findings.append(Finding("sqlite.unexpected_view", DATABASE, f"view {printable(name)}"))
+    for folder, version in applied.items():
+        known = NEWEST_MIGRATIONS.get(folder, 0)
+        if not isinstance(version, int) or version > known:
+            detail = f"migration {printable(str(folder))} {version!r}, known up to {known}: upgrade Deltaguard"
+            findings.append(Finding("sqlite.schema_newer", DATABASE, detail))
     return findings
 
 
-def inspect_migrations(connection: sqlite3.Connection) -> list[Finding]:
-    """Whether the schema is newer than these rules."""
-    applied: list[tuple[str, int]] = []
-    with explained("reading the migrations") as findings:
-        applied = connection.execute("SELECT dir, max(version) FROM migrations GROUP BY dir").fetchall()
-    for folder, version in applied:
-        if not isinstance(version, int) or version > NEWEST_MIGRATIONS.get(folder, version):
-            known = NEWEST_MIGRATIONS[folder]
-            detail = f"migration {folder} {version!r}, known up to {known}: upgrade Deltaguard to judge this delta"
-            findings.append(Finding("sqlite.schema_newer", DATABASE, detail))
+def _read_schema(connection: sqlite3.Connection) -> _Schema:
+    plain: dict[str, set[str]] = {}
+    others: list[tuple[str, str]] = []
+    fulltext = False
+    rows = connection.execute("SELECT type, name, rootpage, coalesce(sql, '') FROM sqlite_schema").fetchall()
+    for kind, name, root, sql in rows:
+        if kind == "table" and root and _PLAIN_TABLE_SQL.match(sql):
+            quoted = name.replace('"', '""')
+            plain[name] = {row[1] for row in connection.execute(f'PRAGMA table_info("{quoted}")')}
+        elif (kind, name) == ("table", FULLTEXT):
+            fulltext = _FULLTEXT_SQL.fullmatch(sql.strip()) is not None
+        elif kind != "index":
+            others.append((kind, name))
+    return _Schema(plain, others, fulltext)
+
+
+def _missing(schema: _Schema, applied: dict[str, int]) -> list[Finding]:
+    later = [t for t, (folder, version) in _REQUIRED_SINCE.items() if (applied.get(folder) or 0) >= version]
+    replaced = {name for kind, name in schema.others if kind in ("view", "table")}
+    findings = []
+    for table in (*_REQUIRED, *later):
+        if table in replaced and table not in _NEVER_A_VIEW:
+            detail = f"{table} is a view or a virtual table, which is not read"
+            findings.append(Finding("sqlite.table_replaced", DATABASE, detail))
+        elif table not in schema.plain:
+            findings.append(Finding("sqlite.table_missing", DATABASE, f"table {table} is not there"))
+        elif lacking := _REQUIRED.get(table, frozenset()) - schema.plain[table]:
+            detail = f"table {table} has no column {', '.join(sorted(lacking))}"
+            findings.append(Finding("sqlite.column_missing", DATABASE, detail))
+    if not schema.fulltext:
+        findings.append(Finding("sqlite.table_missing", DATABASE, f"table {FULLTEXT} is not there as Chroma makes it"))
     return findings
 
 
@@ -239,6 +269,7 @@ def _check_fulltext(memory: sqlite3.Connection) -> list[Finding]:
             memory.execute(f"DELETE FROM fts_{part}")  # noqa: S608 - names of this module
             memory.execute(f"INSERT INTO fts_{part} ({columns}) SELECT {columns} FROM delta.{FULLTEXT}_{part}")  # noqa: S608
         memory.execute("INSERT INTO fts(fts) VALUES('integrity-check')")
+        ((version,),) = memory.execute("SELECT max(v) FROM fts_config WHERE k = 'version'")
         ((missing,),) = memory.execute(
             "SELECT count(*) FROM delta.embedding_metadata AS m LEFT JOIN fts_content AS f ON f.id = m.id "
             "WHERE m.key = 'chroma:document' AND f.c0 IS NOT m.string_value"
@@ -248,6 +279,9 @@ def _check_fulltext(memory: sqlite3.Connection) -> list[Finding]:
         if error.sqlite_errorcode & 0xFF not in (*_CORRUPT, sqlite3.SQLITE_ERROR, sqlite3.SQLITE_CONSTRAINT):
             raise
         detail = f"full-text index: {error} (SQLite {sqlite3.sqlite_version})"
+        return [Finding("sqlite.fulltext_unusable", DATABASE, detail)]
+    if version != _FULLTEXT_VERSION:
+        detail = f"full-text index: its version is {version!r}, expected {_FULLTEXT_VERSION}"
         return [Finding("sqlite.fulltext_unusable", DATABASE, detail)]
     if missing:
         detail = f"full-text index: {missing} documents are missing from it or differ"
