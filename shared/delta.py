@@ -61,7 +61,7 @@ class Listing:
         """sha256 (hex) over `name NUL size NUL etag LF` of every file, sorted by name."""
         digest = hashlib.sha256()
         for file in self.files:
-            digest.update(f"{file.name}\0{file.size}\0{file.etag}\n".encode())
+            digest.update(f"{file.name}\0{file.size}\0{file.etag}\n".encode("utf-8", "surrogateescape"))
         return digest.hexdigest()
 
     @property

@@ -8,6 +8,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from shared import tags as verdict_tags
 from shared.delta import DATABASE, MANIFEST, DeltaLocation, Listing, is_chroma_file
@@ -18,8 +19,10 @@ from shared.inspection import Content, Examination, examine
 from shared.manifest import MAX_MANIFEST_BYTES, Manifest, compare_checksums, compare_collections, compare_listing
 from shared.scratch import scratch_folder
 from shared.settings import Settings
-from shared.storage import Store
 from shared.verdict import Depth, Finding, Status, Verdict, status_of
+
+if TYPE_CHECKING:  # a local check needs no boto3
+    from shared.storage import Store
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +46,7 @@ class Judgement:
     @property
     def gone(self) -> bool:
         """Whether nothing lies under the prefix (any more)."""
-        return not self.listing.files and self.verdict.status is Status.CORRUPT
+        return not self.listing.files and self.verdict.status is not Status.UNDETERMINED
 
 
 def judge_stored(

@@ -311,7 +311,10 @@ _CLIENT_VARIABLES = (
     "AWS_REGION",
     "AWS_DEFAULT_REGION",
     "AWS_PROFILE",
+    "AWS_CONFIG_FILE",
+    "AWS_SHARED_CREDENTIALS_FILE",
     "AWS_ACCESS_KEY_ID",
+    "AWS_SECRET_ACCESS_KEY",
     "AWS_SESSION_TOKEN",
 )
 
@@ -331,7 +334,7 @@ def s3_client() -> S3Client:
         response_checksum_validation="when_required",
     )
     try:
-        return boto3.client("s3", config=config)
+        return boto3.Session().client("s3", config=config)
     except (BotoCoreError, ValueError) as error:
         raise StorageError("check.storage", f"making an S3 client: {error}", type(error).__name__) from error
 

@@ -15,6 +15,7 @@ from shared.settings import Settings
 from shared.storage import Store, current_store
 
 PutDelta = Callable[[Path, str], DeltaLocation]
+CopyOf = Callable[[Path], Path]
 
 
 @pytest.fixture(scope="session")
@@ -97,10 +98,16 @@ def flushed_delta(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def copy_of(tmp_path: Path) -> Callable[[Path], Path]:
+def copy_of(tmp_path: Path) -> CopyOf:
     """A copy of a delta that a test may break."""
 
     def copy(folder: Path) -> Path:
         return Path(shutil.copytree(folder, tmp_path / f"copy-{len(list(tmp_path.iterdir()))}"))
 
     return copy
+
+
+@pytest.fixture
+def fast_retries(monkeypatch: pytest.MonkeyPatch) -> None:
+    """botocore's retries without their pauses."""
+    monkeypatch.setattr("botocore.retries.standard.ExponentialBackoff.delay_amount", lambda *_: 0)

@@ -287,6 +287,9 @@ def _labels(segment: str, header: IndexHeader, records: NDArray[np.uint8], ids: 
     stored = records[:, header.label_offset :].copy().view("<u8")[:, 0]
     live = stored[(records[:, 2] & _DELETED) == 0]
     mapped = np.fromiter((label & 0xFFFFFFFFFFFFFFFF for label in ids.labels.values()), np.uint64, len(ids.labels))
+    if ids.labels and ids.added < max(ids.labels.values()):
+        detail = f"{ids.added} labels were given out, but the highest is {max(ids.labels.values())}"
+        return [Finding("hnsw.label_mismatch", f"{segment}/index_metadata.pickle", detail)]
     lost = np.setdiff1d(mapped, live)
     unknown = np.setdiff1d(live, mapped)
     twice = live.size - np.unique(live).size

@@ -34,10 +34,12 @@ class IdMap:
     Args:
         labels: Label of each id in the index.
         max_seq_id: The last operation that was flushed, where the writer keeps it here (0.4), else None.
+        added: How many labels were ever given out; Chroma takes the next one from it.
     """
 
     labels: dict[str, int]
     max_seq_id: int | None
+    added: int
 
 
 def parse(data: bytes) -> IdMap:
@@ -62,10 +64,10 @@ def parse(data: bytes) -> IdMap:
         raise IdMapError("id_to_label maps something else than text to numbers")
     if len(labels) != len(label_to_id) or any(label_to_id.get(label) != key for key, label in labels.items()):
         raise IdMapError(f"id_to_label ({len(labels)}) and label_to_id ({len(label_to_id)}) do not mirror each other")
-    max_seq_id = state.get("max_seq_id")
-    if not (max_seq_id is None or type(max_seq_id) is int):
-        raise IdMapError("max_seq_id is not a number")
-    return IdMap(labels, max_seq_id)
+    max_seq_id, added = state.get("max_seq_id"), state.get("total_elements_added")
+    if not (max_seq_id is None or type(max_seq_id) is int) or type(added) is not int:
+        raise IdMapError("max_seq_id or total_elements_added is not a number")
+    return IdMap(labels, max_seq_id, added)
 
 
 class _Machine:

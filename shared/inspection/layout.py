@@ -43,8 +43,10 @@ def segments_in(listing: Listing) -> dict[str, dict[str, int]]:
 def _database(listing: Listing) -> list[Finding]:
     database = listing.by_name.get(DATABASE)
     if database is None:
+        below = sum(file.name.endswith(f"/{DATABASE}") for file in listing.files)
         others = f"among {len(listing.files)} files" if listing.files else "and nothing else either"
-        return [Finding("layout.database_missing", DATABASE, f"not there, {others}")]
+        hint = f"; {below} deltas lie below: scan finds them" if below else ""
+        return [Finding("layout.database_missing", DATABASE, f"not there, {others}{hint}")]
     if database.size <= 1:
         return [Finding("sqlite.empty", DATABASE, f"{database.size} bytes; Chroma would open it as an empty delta")]
     if database.size < _SMALLEST_DATABASE:

@@ -173,7 +173,8 @@ def _replay(connection: sqlite3.Connection, collection: Collection, flushed_to: 
         if seq_id > flushed_to:
             if operation == _DELETE:
                 queue.with_vector.discard(id_)
-            elif problems.add(seq_id, operation, vector, encoding) and operation != _UPDATE:
+                problems.forget(id_, seq_id)
+            elif problems.add(seq_id, id_, operation, vector, encoding) and operation != _UPDATE:
                 queue.with_vector.add(id_)
         if seq_id > collection.applied_to:
             if operation == _DELETE:
@@ -194,42 +195,58 @@ def _operations(
 
 
 class _VectorProblems:
-    """Collects what is wrong with the vectors of the queue; their numbers are looked at some megabytes at a time."""
+    """Collects what is wrong with the vectors of the queue; their numbers are looked at some megabytes at a time.
+
+    A vector that Chroma cannot decode stops its reader wherever it stands. One that decodes to wrong numbers does harm
+    only while no later operation replaces or deletes it.
+    """
 
     def __init__(self, collection: Collection) -> None:
         self._collection = collection
         self._dimension = collection.dimension
-        self._waiting: list[bytes] = []
-        self._rows: list[int] = []
+        self._waiting: list[tuple[str, int, bytes | None]] = []
         self._bytes = 0
-        self._seen: dict[str, list[tuple[int, str]]] = {}
+        self._stopping: list[tuple[str, int, str]] = []
+        self._wrong: dict[str, tuple[str, int, str]] = {}
 
-    def add(self, seq_id: int, operation: object, vector: object, encoding: object) -> bool:
+    def add(self, seq_id: int, id_: str, operation: object, vector: object, encoding: object) -> bool:
         """Takes one vector in. Returns whether there is one that can be read."""
         if vector is None and operation == _UPDATE:
             return False
         if not isinstance(vector, bytes):
-            self._problem("records.vector_length", seq_id, "no vector")
+            self._stopping.append(("records.vector_length", seq_id, "no vector"))
             return False
         if encoding != _ENCODING:
-            self._problem("records.vector_encoding", seq_id, f"encoding {_shown(encoding)}, expected {_ENCODING}")
+            detail = f"encoding {_shown(encoding)}, expected {_ENCODING}"
+            self._stopping.append(("records.vector_encoding", seq_id, detail))
             return False
         if self._dimension is None:
             self._dimension = len(vector) // _WIDTH
-        if len(vector) != _WIDTH * self._dimension:
-            detail = f"{len(vector)} bytes, dimension {self._dimension} needs {_WIDTH * self._dimension}"
-            self._problem("records.vector_length", seq_id, detail)
-            return False
-        self._waiting.append(vector)
-        self._rows.append(seq_id)
-        self._bytes += len(vector)
-        if self._bytes >= _BATCH_BYTES:
+        if len(vector) == _WIDTH * self._dimension:
+            self._waiting.append((id_, seq_id, vector))
+            self._bytes += len(vector)
+            if self._bytes >= _BATCH_BYTES:
+                self._look()
+            return True
+        needed = f"dimension {self._dimension} needs {_WIDTH * self._dimension}"
+        problem = ("records.vector_length", seq_id, f"{len(vector)} bytes, {needed}")
+        if len(vector) % _WIDTH:
+            self._stopping.append(problem)
+        else:
             self._look()
-        return True
+            self._wrong[id_] = problem
+        return False
+
+    def forget(self, id_: str, seq_id: int) -> None:
+        """Takes note that an id was deleted, and with it what was wrong with its vector."""
+        self._waiting.append((id_, seq_id, None))
 
     def findings(self) -> list[Finding]:
         """One finding for each kind of problem: how many rows, and the first of them."""
         self._look()
+        by_code: dict[str, list[tuple[int, str]]] = {}
+        for code, seq_id, detail in sorted([*self._stopping, *self._wrong.values()], key=lambda problem: problem[1]):
+            by_code.setdefault(code, []).append((seq_id, detail))
         return [
             Finding(
                 code,
@@ -237,20 +254,19 @@ class _VectorProblems:
                 f"{len(rows)} queued vectors of {_shown(self._collection.name)}, "
                 f"the first in row {rows[0][0]} of embeddings_queue: {rows[0][1]}",
             )
-            for code, rows in self._seen.items()
+            for code, rows in by_code.items()
         ]
 
-    def _problem(self, code: str, seq_id: int, detail: str) -> None:
-        self._seen.setdefault(code, []).append((seq_id, detail))
-
     def _look(self) -> None:
-        if not self._waiting:
-            return
-        bits = np.frombuffer(b"".join(self._waiting), dtype="<u4").reshape(len(self._waiting), -1)
-        for row in np.flatnonzero(((bits & 0x7F800000) == 0x7F800000).any(axis=1)):
-            self._problem("records.vector_not_finite", self._rows[row], "NaN or infinity")
+        vectors = [vector for _, _, vector in self._waiting if vector is not None]
+        bits = np.frombuffer(b"".join(vectors), dtype="<u4").reshape(len(vectors), self._dimension or 0)
+        broken = iter(((bits & 0x7F800000) == 0x7F800000).any(axis=1).tolist())
+        for id_, seq_id, vector in self._waiting:
+            if vector is not None and next(broken):
+                self._wrong[id_] = ("records.vector_not_finite", seq_id, "NaN or infinity")
+            else:
+                self._wrong.pop(id_, None)
         self._waiting.clear()
-        self._rows.clear()
         self._bytes = 0
 
 

@@ -1,0 +1,1 @@
+"""The local stack: real deltas, real damage, the demo."""

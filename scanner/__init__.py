@@ -1,0 +1,1 @@
+"""The scanner: finds deltas that are there already, judges many at once and reports."""

@@ -1,0 +1,218 @@
+"""Verdicts as text: a table for people, ndjson and JSON for programs.
+
+Names inside a delta are whatever its writer chose. JSON escapes all but ASCII, and the table shows nothing but
+printable characters, so none of them reaches a terminal as a control sequence or is read as markup.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Callable, Iterable
+from io import StringIO
+from pathlib import Path
+from typing import IO, Protocol, Self
+
+import click
+from rich.console import Console
+from rich.filesize import decimal
+from rich.padding import Padding
+from rich.table import Table
+from rich.text import Text
+
+from scanner.scan import Tally
+from shared.delta import printable
+from shared.errors import CouldNotCheck, TargetError
+from shared.verdict import Finding, Status, Verdict
+
+_WORST_FIRST = (Status.CORRUPT, Status.INCOMPLETE, Status.UNDETERMINED, Status.HEALTHY)
+_STYLES = {
+    Status.CORRUPT: "bold red",
+    Status.INCOMPLETE: "yellow",
+    Status.UNDETERMINED: "magenta",
+    Status.HEALTHY: "green",
+}
+_LONGEST = 8192  # an S3 key of 1,024 characters, each of them escaped, is still shown whole
+
+
+class Output:
+    """Where results go: a file, or stdout. Every write arrives before it returns, so a reader can follow.
+
+    Args:
+        path: The file, overwritten if there is one; None or `-` means stdout.
+
+    Raises:
+        TargetError: The file cannot be written, or stdout is closed.
+    """
+
+    def __init__(self, path: Path | None) -> None:
+        self._name = str(path or "stdout")
+        if path is None and sys.stdout is None:
+            raise TargetError("stdout is closed; use --output FILE")
+        try:
+            # A name that is no Unicode, as a local file may have, is shown with escapes.
+            self.stream: IO[str] = click.open_file(str(path or "-"), "w", "utf-8", "backslashreplace")
+        except OSError as error:
+            raise TargetError(f"--output {path}: {error.strerror}") from error
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stream.__exit__(None, None, None)  # closes a file, and leaves stdout open
+
+    def write(self, text: str) -> None:
+        """Writes and flushes.
+
+        Raises:
+            BrokenPipeError: The reader went away.
+            CouldNotCheck: The text could not be written.
+        """
+        try:
+            self.stream.write(text)
+            self.stream.flush()
+        except OSError as error:
+            # Python flushes what is left once more at its end, and would complain again.
+            with open(os.devnull, "wb") as nowhere:  # noqa: PTH123 - a device, not a path
+                os.dup2(nowhere.fileno(), self.stream.fileno())
+            if isinstance(error, BrokenPipeError):
+                raise
+            raise CouldNotCheck("check.local_io", f"writing the results to {self._name}: {error.strerror}") from error
+
+
+class Report(Protocol):
+    """A format: takes verdicts one by one, then their tally."""
+
+    def add(self, verdict: Verdict) -> None:
+        """Takes one verdict, in the order of completion."""
+
+    def finish(self, tally: Tally) -> None:
+        """Ends the report, also one that was interrupted."""
+
+
+class NdjsonReport:
+    """One JSON object a line for each verdict as it completes, and the summary as the last line."""
+
+    def __init__(self, output: Output) -> None:
+        self._output = output
+
+    def add(self, verdict: Verdict) -> None:
+        """Writes the line of one verdict."""
+        self._output.write(json.dumps(verdict.as_json()) + "\n")
+
+    def finish(self, tally: Tally) -> None:
+        """Writes the summary."""
+        self._output.write(json.dumps({"summary": tally.as_json()}) + "\n")
+
+
+class JsonReport:
+    """One JSON document, `{"verdicts": [...], "summary": {...}}`, written as verdicts complete."""
+
+    def __init__(self, output: Output) -> None:
+        self._output = output
+        self._before = '{"verdicts": [\n'
+
+    def add(self, verdict: Verdict) -> None:
+        """Writes one element of `verdicts`."""
+        self._output.write(self._before + json.dumps(verdict.as_json()))
+        self._before = ",\n"
+
+    def finish(self, tally: Tally) -> None:
+        """Closes the list and writes the summary."""
+        opening = self._before if tally.total == 0 else "\n"
+        self._output.write(f'{opening}], "summary": {json.dumps(tally.as_json())}}}\n')
+
+
+class TableReport:
+    """A table, worst first, then every defect in full and a summary. It needs all verdicts before it can begin."""
+
+    def __init__(self, output: Output) -> None:
+        self._output = output
+        self._verdicts: list[Verdict] = []
+
+    def add(self, verdict: Verdict) -> None:
+        """Keeps one verdict until the end."""
+        self._verdicts.append(verdict)
+
+    def finish(self, tally: Tally) -> None:
+        """Writes the table, the defects and the summary."""
+        ordered = sorted(self._verdicts, key=lambda v: (_WORST_FIRST.index(v.status), v.delta))
+        page = StringIO()
+        terminal = self._output.stream.isatty()
+        console = Console(file=page, force_terminal=terminal, highlight=False, markup=False, emoji=False)
+        if ordered:
+            console.print(_table(ordered))
+        for verdict in ordered:
+            if verdict.findings:
+                _print_defects(console, verdict)
+        if tally.notes:
+            noted = sum(1 for verdict in ordered if verdict.notes)
+            notes = f"\n{_counted(tally.notes, 'note')} on {_counted(noted, 'delta')}; ndjson and json have them"
+            console.print(Text(notes, "dim"))
+        console.print(_summary(tally))
+        self._output.write("".join(line.rstrip() + "\n" for line in page.getvalue().splitlines()))
+
+
+REPORTS: dict[str, Callable[[Output], Report]] = {"table": TableReport, "ndjson": NdjsonReport, "json": JsonReport}
+"""The formats by their names."""
+
+
+def _table(verdicts: list[Verdict]) -> Table:
+    table = Table(box=None, header_style="bold", pad_edge=False, padding=(0, 2, 0, 0))
+    table.add_column("status", no_wrap=True)
+    table.add_column("delta", overflow="fold", min_width=20)
+    table.add_column("size", justify="right", no_wrap=True)
+    table.add_column("holds" if all(not verdict.findings for verdict in verdicts) else "reason, holds", overflow="fold")
+    for verdict in verdicts:
+        reason, holdings = _reason(verdict.findings), _holdings(verdict)
+        table.add_row(
+            Text(verdict.status.value, _STYLES[verdict.status]),
+            _shown(verdict.delta),
+            decimal(verdict.size),
+            Text("\n").join(Text(line, overflow="fold") for line in (reason, holdings) if line),
+        )
+    return table
+
+
+def _holdings(verdict: Verdict) -> str:
+    """What a delta holds, in a few words; empty when it was not counted."""
+    count = sum(collection.count for collection in verdict.collections)
+    if len(verdict.collections) == 1:
+        return f"{count:,} in {printable(verdict.collections[0].name, 40)}"
+    return f"{count:,} in {len(verdict.collections)} collections" if verdict.collections else ""
+
+
+def _reason(findings: tuple[Finding, ...]) -> str:
+    """The code that came first, and how many more there are; the details follow below the table."""
+    if not findings:
+        return ""
+    return findings[0].code if len(findings) == 1 else f"{findings[0].code} +{len(findings) - 1}"
+
+
+def _print_defects(console: Console, verdict: Verdict) -> None:
+    # Not wrapped: a path must stay whole for the mouse and for grep.
+    head = Text.assemble("\n", (verdict.status.value, _STYLES[verdict.status]), " ", _shown(verdict.delta))
+    console.print(head, soft_wrap=True)
+    for finding in verdict.findings:
+        console.print(Text.assemble("  ", (finding.code, "bold"), "  ", _shown(finding.file)), soft_wrap=True)
+        console.print(Padding(_shown(finding.detail), (0, 0, 0, 4)))
+
+
+def _summary(tally: Tally) -> Text:
+    seconds = tally.as_json()["duration_ms"] / 1000
+    parts: Iterable[Text] = (
+        Text(f"{tally.counts[status]:,} {status.value}", _STYLES[status] if tally.counts[status] else "dim")
+        for status in reversed(_WORST_FIRST)
+    )
+    head = f"\n{_counted(tally.total, 'delta')}, {decimal(tally.size)}, {seconds:.1f} s: "
+    ends = ["; interrupted"] * tally.interrupted + ["; not everything could be listed"] * tally.unfinished
+    return Text.assemble(head, Text(", ").join(parts), *ends)
+
+
+def _counted(number: int, noun: str) -> str:
+    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
+
+
+def _shown(text: str) -> Text:
+    return Text(printable(text, _LONGEST), overflow="fold")

@@ -1,0 +1,139 @@
+"""Discovery finds exactly the deltas that were planted, in S3 and in folders."""
+
+from __future__ import annotations
+
+import itertools
+import sys
+import tempfile
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from scanner.discovery import find_folders, find_stored
+from shared.errors import CouldNotCheck, ObjectGone
+from shared.storage import Store
+
+SEGMENT = "0b3c9f4e-1111-4222-8333-444455556666"
+OTHER_SEGMENT = "f0000000-1111-4222-8333-444455556666"
+
+# Every non-empty choice of these is a delta, even one that lost its database.
+MARKS = ("chroma.sqlite3", "chroma.sqlite3-journal", "delta.manifest.json", f"{SEGMENT}/header.bin")
+# None of these makes a delta of the folder they lie in.
+NOISE = ("readme.txt", "chroma.sqlite3.bak", "header.bin", f"{SEGMENT}/notes.txt", "chroma.sqlite3/inside.txt")
+# Names before and after those of a delta's own files, and delta ids that look like the folder of an index.
+PARTS = ("a", "b", "a.b", "0", "z", "chroma", "with space", OTHER_SEGMENT, SEGMENT)
+
+places = st.lists(st.sampled_from(PARTS), min_size=1, max_size=3).map("/".join)
+layouts = st.dictionaries(places, st.sets(st.sampled_from(MARKS), min_size=1), max_size=6)
+noises = st.sets(st.tuples(places, st.sampled_from(NOISE[:4])), max_size=4)
+
+
+def keys_of(layout: dict[str, set[str]], noise: set[tuple[str, str]]) -> set[str]:
+    planted = {f"{place}/{name}" for place, names in layout.items() for name in names}
+    # `header.bin` in a folder that is named like an index is no noise: it is an index.
+    ignored = {f"{place}/{name}" for place, name in noise if name != "header.bin" or len(place.split("/")[-1]) < 36}
+    return planted | ignored
+
+
+def write(root: Path, *keys: str) -> None:
+    for key in keys:
+        (root / key).parent.mkdir(parents=True, exist_ok=True)
+        (root / key).write_bytes(b"x")
+
+
+def put(store: Store, bucket: str, *keys: str) -> None:
+    for key in keys:
+        store.put(bucket, key, b"x")
+
+
+def prefixes(store: Store, bucket: str, prefix: str = "", skip: tuple[str, ...] = ()) -> list[str]:
+    return [location.prefix for location in find_stored(store, bucket, prefix, skip)]
+
+
+@given(layouts, noises)
+@settings(max_examples=60, deadline=None)
+def test_folders_found_are_exactly_those_planted(layout: dict[str, set[str]], noise: set[tuple[str, str]]) -> None:
+    with tempfile.TemporaryDirectory() as scratch:
+        root = Path(scratch)
+        write(root, *keys_of(layout, noise))
+        assert sorted(find_folders(root)) == sorted(root / place for place in layout)
+
+
+_case = itertools.count()
+
+
+@given(layouts, noises)
+@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_prefixes_found_are_exactly_those_planted(
+    store: Store, bucket: str, layout: dict[str, set[str]], noise: set[tuple[str, str]]
+) -> None:
+    root = f"case-{next(_case)}/"
+    put(store, bucket, *(root + key for key in keys_of(layout, noise)))
+    assert sorted(prefixes(store, bucket, root)) == sorted(f"{root}{place}/" for place in layout)
+
+
+def test_a_delta_inside_a_delta_is_another_one_and_interrupts_no_other(store: Store, bucket: str) -> None:
+    put(store, bucket, f"a/{SEGMENT}/header.bin", "a/b/chroma.sqlite3", "a/chroma.sqlite3", "a/z/chroma.sqlite3")
+    assert prefixes(store, bucket) == ["a/", "a/b/", "a/z/"]
+
+
+def test_quarantine_is_skipped(store: Store, bucket: str) -> None:
+    put(
+        store,
+        bucket,
+        "deltas/x/chroma.sqlite3",
+        "quarantine/deltas/y/f1/chroma.sqlite3",
+        "quarantine-not/chroma.sqlite3",
+    )
+    assert prefixes(store, bucket, skip=("quarantine/",)) == ["deltas/x/", "quarantine-not/"]
+
+
+def test_a_delta_above_the_prefix_is_not_below_it(store: Store, bucket: str) -> None:
+    put(store, bucket, f"a/{SEGMENT}/header.bin")
+    assert prefixes(store, bucket, f"a/{SEGMENT}/") == []
+    assert prefixes(store, bucket, "a/") == ["a/"]
+
+
+def test_a_database_at_the_top_of_a_bucket_is_no_delta(store: Store, bucket: str) -> None:
+    put(store, bucket, "chroma.sqlite3")
+    assert prefixes(store, bucket) == []
+
+
+def test_a_missing_bucket_is_told_apart(store: Store) -> None:
+    with pytest.raises(ObjectGone):
+        list(find_stored(store, "no-such-bucket", ""))
+
+
+def test_a_folder_can_be_the_delta_itself(tmp_path: Path) -> None:
+    write(tmp_path, "chroma.sqlite3", "below/chroma.sqlite3")
+    assert list(find_folders(tmp_path)) == [tmp_path / "below", tmp_path]
+
+
+def test_links_are_not_followed(tmp_path: Path) -> None:
+    write(tmp_path, "outside/x/chroma.sqlite3", "inside/y/chroma.sqlite3")
+    (tmp_path / "inside" / "link").symlink_to(tmp_path / "outside")
+    (tmp_path / "inside" / "loop").symlink_to(tmp_path / "inside")
+    assert list(find_folders(tmp_path / "inside")) == [tmp_path / "inside" / "y"]
+
+
+def test_a_folder_that_cannot_be_listed_is_told(tmp_path: Path) -> None:
+    write(tmp_path, "a/chroma.sqlite3")
+    file = tmp_path / "a" / "chroma.sqlite3"
+    with pytest.raises(CouldNotCheck, match="Not a directory"):
+        list(find_folders(file))
+
+
+def test_folders_may_be_deeper_than_python_recurses(tmp_path: Path) -> None:
+    folders = [tmp_path]
+    try:
+        for _ in range(sys.getrecursionlimit() + 100):
+            folders.append(folders[-1] / "d")
+            folders[-1].mkdir()
+        write(folders[-1], "chroma.sqlite3")
+        assert list(find_folders(tmp_path)) == [folders[-1]]
+    finally:  # pytest cannot remove them: shutil.rmtree recurses
+        (folders[-1] / "chroma.sqlite3").unlink()
+        for folder in reversed(folders[1:]):
+            folder.rmdir()

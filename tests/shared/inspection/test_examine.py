@@ -1,0 +1,265 @@
+"""An examination end to end: what Chroma wrote is healthy at every depth, damage is found, a fault is no verdict."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+import shared
+from local.damage import DAMAGES, Damage, apply_damage
+from local.deltas import DeltaRecipe, build_delta
+from shared.delta import DATABASE
+from shared.errors import CouldNotCheck
+from shared.findings import CATALOGUE
+from shared.folder import FolderContent, list_folder
+from shared.inspection import Examination, examine
+from shared.verdict import RULES, CollectionCount, Depth, Status, status_of
+
+CopyOf = Callable[[Path], Path]
+
+
+def examined(folder: Path, depth: Depth = Depth.STRUCTURE) -> Examination:
+    listing = list_folder(folder)
+    return examine(listing, FolderContent(folder, listing, 2**31), depth, probe_seconds=60)
+
+
+def status(folder: Path, depth: Depth = Depth.STRUCTURE) -> Status:
+    return status_of(examined(folder, depth).observed)
+
+
+def codes(examination: Examination) -> list[str]:
+    return [finding.code for finding in examination.observed]
+
+
+@pytest.fixture(scope="module")
+def two_flushed_delta(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("deltas") / "two"
+    build_delta(folder, DeltaRecipe(embeddings=130, dimension=16, collections=2, sync_threshold=50, batch=25))
+    return folder
+
+
+@pytest.fixture
+def delta(request: pytest.FixtureRequest) -> Path:
+    """The delta of that name."""
+    return Path(request.getfixturevalue(request.param))
+
+
+both = pytest.mark.parametrize("delta", ["healthy_delta", "flushed_delta"], indirect=True)
+shallow = pytest.mark.parametrize("depth", [Depth.LISTING, Depth.HEADER, Depth.STRUCTURE])
+
+
+@both
+@pytest.mark.parametrize("depth", Depth)
+def test_a_healthy_delta_has_no_finding_at_any_depth(delta: Path, depth: Depth) -> None:
+    assert codes(examined(delta, depth)) == []
+
+
+@pytest.mark.parametrize(
+    ("delta", "counted"),
+    [
+        ("healthy_delta", [CollectionCount("words", 32, 50)]),
+        ("flushed_delta", [CollectionCount("words", 16, 123)]),
+        ("two_flushed_delta", [CollectionCount("words", 16, 130), CollectionCount("words-1", 16, 130)]),
+    ],
+    indirect=["delta"],
+)
+def test_the_structure_tells_what_every_collection_holds(delta: Path, counted: list[CollectionCount]) -> None:
+    assert list(examined(delta).collections) == counted
+    assert examined(delta, Depth.HEADER).collections == ()
+
+
+def test_the_versions_that_bear_on_the_outcome_are_told(healthy_delta: Path) -> None:
+    import sqlite3
+    from importlib.metadata import version
+
+    expected = {"rules": RULES, "sqlite": sqlite3.sqlite_version}
+    assert examined(healthy_delta).versions == expected
+    assert examined(healthy_delta, Depth.OPEN).versions == {**expected, "chromadb": version("chromadb")}
+
+
+@both
+def test_examining_changes_no_byte_of_a_delta(delta: Path, copy_of: CopyOf) -> None:
+    copy = copy_of(delta)
+    before = {path: path.read_bytes() for path in copy.rglob("*") if path.is_file()}
+    examined(copy)
+    assert {path: path.read_bytes() for path in copy.rglob("*") if path.is_file()} == before
+
+
+RECIPES = {
+    "no collection": DeltaRecipe(collections=0),
+    "an empty collection": DeltaRecipe(embeddings=0),
+    "one embedding": DeltaRecipe(embeddings=1, dimension=1),
+    "all deleted again": DeltaRecipe(embeddings=20, deletes=20),
+    "all deleted again, flushed": DeltaRecipe(embeddings=60, deletes=60, sync_threshold=10, batch=10),
+    "without documents": DeltaRecipe(documents=False),
+    "updates and deletes": DeltaRecipe(updates=20, deletes=20),
+    "updates and deletes, flushed": DeltaRecipe(
+        embeddings=100, updates=40, deletes=40, dimension=8, sync_threshold=10, batch=10
+    ),
+    "flushed to the last row": DeltaRecipe(embeddings=100, dimension=8, sync_threshold=50, batch=50),
+    "cosine": DeltaRecipe(space="cosine"),
+    "cosine, flushed": DeltaRecipe(embeddings=120, dimension=8, space="cosine", sync_threshold=50, batch=25),
+    "inner product, flushed": DeltaRecipe(embeddings=120, dimension=8, space="ip", sync_threshold=50, batch=25),
+    "past the index's first size": DeltaRecipe(embeddings=1300, dimension=4, sync_threshold=200),
+    "several collections": DeltaRecipe(embeddings=30, dimension=4, collections=3),
+    "a name in other letters": DeltaRecipe(embeddings=5, collection_name="words.of-many_parts"),
+}
+
+
+@pytest.mark.parametrize("recipe", RECIPES.values(), ids=RECIPES)
+def test_a_delta_that_chroma_wrote_is_healthy_whatever_it_holds(recipe: DeltaRecipe, tmp_path: Path) -> None:
+    content = build_delta(tmp_path / "delta", recipe)
+    examination = examined(tmp_path / "delta")
+    assert examination.observed == []
+    seen = [(counted.name, counted.count) for counted in examination.collections]
+    assert seen == [(collection.name, len(collection.ids)) for collection in content.collections]
+
+
+DELTA_FOR = {
+    "any": "healthy_delta",
+    "queued": "healthy_delta",
+    "flushed": "flushed_delta",
+    "two flushed": "two_flushed_delta",
+}
+CASES = [
+    pytest.param(damage, delta, id=f"{damage.kind} of {delta}")
+    for damage in DAMAGES
+    for delta in dict.fromkeys([DELTA_FOR[damage.needs], *(["flushed_delta"] if damage.needs == "any" else [])])
+]
+
+
+def cases(wanted: Callable[[Damage], bool]) -> pytest.MarkDecorator:
+    chosen = [case for case in CASES if wanted(case.values[0])]  # type: ignore[arg-type]
+    return pytest.mark.parametrize(("damage", "delta"), chosen, indirect=["delta"])
+
+
+@cases(lambda damage: not damage.harm and not damage.refused)
+@pytest.mark.parametrize("seed", range(3))
+def test_damage_that_loses_nothing_is_healthy(damage: Damage, delta: Path, seed: int, copy_of: CopyOf) -> None:
+    copy = copy_of(delta)
+    apply_damage(damage.kind, copy, seed)
+    examination = examined(copy)
+    assert status_of(examination.observed) is Status.HEALTHY, examination.observed
+
+
+@cases(lambda damage: damage.harm and not damage.value_only)
+@pytest.mark.parametrize("seed", range(3))
+def test_damage_that_loses_something_is_corrupt(damage: Damage, delta: Path, seed: int, copy_of: CopyOf) -> None:
+    copy = copy_of(delta)
+    done = apply_damage(damage.kind, copy, seed)
+    examination = examined(copy)
+    assert status_of(examination.observed) is Status.CORRUPT, (done, examination.observed)
+
+
+@cases(lambda damage: damage.refused)
+def test_damage_that_chroma_survives_by_luck_is_refused_too(damage: Damage, delta: Path, copy_of: CopyOf) -> None:
+    copy = copy_of(delta)
+    done = apply_damage(damage.kind, copy)
+    assert status(copy) is not Status.HEALTHY, done
+
+
+@cases(bool)
+def test_a_deeper_check_finds_all_that_a_shallower_one_finds(damage: Damage, delta: Path, copy_of: CopyOf) -> None:
+    copy = copy_of(delta)
+    apply_damage(damage.kind, copy)
+    listing, header, structure = (set(examined(copy, depth).observed) for depth in list(Depth)[:3])
+    assert listing <= header <= structure
+
+
+class Faulty:
+    """A content whose bytes cannot be had."""
+
+    def __init__(self, inner: FolderContent, failing: str) -> None:
+        self._inner = inner
+        self._failing = failing
+
+    def head(self, name: str, length: int) -> bytes:
+        if self._failing == "head":
+            raise CouldNotCheck("check.throttled", "reading s3://deltas/d1/chroma.sqlite3: SlowDown")
+        return self._inner.head(name, length)
+
+    def folder(self) -> Path:
+        if self._failing == "folder":
+            raise CouldNotCheck("check.disk_full", "writing to the scratch folder: No space left on device")
+        return self._inner.folder()
+
+
+@pytest.mark.parametrize(("failing", "code"), [("head", "check.throttled"), ("folder", "check.disk_full")])
+def test_bytes_that_cannot_be_had_make_a_delta_undetermined(healthy_delta: Path, failing: str, code: str) -> None:
+    listing = list_folder(healthy_delta)
+    content = Faulty(FolderContent(healthy_delta, listing, 2**31), failing)
+    examination = examine(listing, content, Depth.OPEN, 60)
+    assert codes(examination) == [code]
+    assert status_of(examination.observed) is Status.UNDETERMINED
+
+
+def test_what_is_not_asked_for_cannot_fail(healthy_delta: Path) -> None:
+    listing = list_folder(healthy_delta)
+    content = FolderContent(healthy_delta, listing, 2**31)
+    assert examine(listing, Faulty(content, "head"), Depth.LISTING, 60).observed == []
+    assert examine(listing, Faulty(content, "folder"), Depth.HEADER, 60).observed == []
+
+
+def test_a_fault_does_not_take_back_what_was_proven(flushed_delta: Path, copy_of: CopyOf) -> None:
+    copy = copy_of(flushed_delta)
+    next(copy.rglob("length.bin")).unlink()
+    listing = list_folder(copy)
+    examination = examine(listing, Faulty(FolderContent(copy, listing, 2**31), "folder"), Depth.STRUCTURE, 60)
+    assert codes(examination) == ["layout.segment_file_missing", "check.disk_full"]
+    assert status_of(examination.observed) is Status.CORRUPT
+
+
+def test_a_delta_over_the_size_cap_is_undetermined_and_its_headers_are_still_looked_at(healthy_delta: Path) -> None:
+    listing = list_folder(healthy_delta)
+    examination = examine(listing, FolderContent(healthy_delta, listing, 1000), Depth.STRUCTURE, 60)
+    assert codes(examination) == ["check.size_cap"]
+
+
+def test_a_broken_database_is_not_asked_further(healthy_delta: Path, copy_of: CopyOf) -> None:
+    copy = copy_of(healthy_delta)
+    (copy / DATABASE).write_bytes(b"not a database " * 1000)
+    assert codes(examined(copy, Depth.OPEN)) == ["sqlite.not_a_database"]
+
+
+def test_chroma_is_not_asked_about_a_delta_that_is_corrupt_already(flushed_delta: Path, copy_of: CopyOf) -> None:
+    copy = copy_of(flushed_delta)
+    next(copy.rglob("index_metadata.pickle")).unlink()
+    assert "chromadb" not in examined(copy, Depth.OPEN).versions
+
+
+def test_a_damaged_skeleton_is_worth_a_note(healthy_delta: Path, copy_of: CopyOf) -> None:
+    copy = copy_of(healthy_delta)
+    next(copy.rglob("header.bin")).write_bytes(b"\xff" * 100)
+    assert codes(examined(copy)) == ["layout.skeleton_damaged"]
+
+
+def test_an_index_folder_that_no_collection_knows_is_worth_a_note(healthy_delta: Path, copy_of: CopyOf) -> None:
+    copy = copy_of(healthy_delta)
+    apply_damage("harmless-segment-unreferenced", copy)
+    assert "layout.segment_unreferenced" in codes(examined(copy))
+    assert status(copy) is Status.HEALTHY
+
+
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(mutation=st.lists(st.tuples(st.integers(0, 2**31), st.binary(min_size=1, max_size=64)), min_size=1, max_size=8))
+def test_no_mutation_of_the_database_raises_anything(
+    mutation: list[tuple[int, bytes]], flushed_delta: Path, copy_of: CopyOf
+) -> None:
+    copy = copy_of(flushed_delta)
+    data = bytearray((copy / DATABASE).read_bytes())
+    for place, new in mutation:
+        at = place % (len(data) - len(new))
+        data[at : at + len(new)] = new
+    (copy / DATABASE).write_bytes(data)
+    assert isinstance(examined(copy), Examination)
+
+
+@pytest.mark.parametrize("code", CATALOGUE)
+def test_every_code_of_the_catalogue_is_one_that_some_check_can_report(code: str) -> None:
+    root = Path(shared.__file__).parent.parent
+    sources = [path for room in ("shared", "validator", "scanner") for path in (root / room).rglob("*.py")]
+    assert any(f'"{code}"' in path.read_text() for path in sources if path.name != "findings.py")
