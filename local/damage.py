@@ -178,7 +178,10 @@ _RECORDS = (
     _bad("any", "embedding-row-removed", db.sql(f"DELETE FROM embeddings WHERE id = {_A_ROW}")),
     _bad("any", "embedding-id-changed",
          db.sql(f"UPDATE embeddings SET embedding_id = embedding_id || 'x' WHERE id = {_A_ROW}")),
-    _bad("any", "metadata-rows-removed", db.sql(f"DELETE FROM embedding_metadata WHERE id = {_A_ROW}")),
+    _bad("queued", "metadata-rows-removed", db.sql(f"DELETE FROM embedding_metadata WHERE id = {_A_ROW}")),
+    # Once the queue is purged nothing else says which documents and metadata there were.
+    _value("flushed", "metadata-rows-removed-flushed",
+           db.sql("DELETE FROM embedding_metadata WHERE id = (SELECT min(id) FROM embeddings)")),
     _bad("any", "document-byte-changed", db.document_byte_changed),
     _bad("any", "metadata-segment-removed", db.sql("DELETE FROM segments WHERE scope = 'METADATA'")),
     _bad("any", "vector-segment-removed", db.sql("DELETE FROM segments WHERE scope = 'VECTOR'")),

@@ -42,7 +42,11 @@ _SILENT = 3
 _LOST = 7
 _SETTLE_SECONDS = 2
 _DEADLINE_SECONDS = 120.0
-_OLD_CHECK = "import chromadb, sys; c = chromadb.PersistentClient(sys.argv[1]); print(sum(x.count() for x in c.list_collections()))"
+_OLD_CHECK = """
+import chromadb, sys
+client = chromadb.PersistentClient(sys.argv[1])
+print(sum(collection.count() for collection in client.list_collections()))
+"""
 _STYLES = {"healthy": "green", "corrupt": "bold red", "incomplete": "yellow", "undetermined": "magenta"}
 
 

@@ -17,6 +17,8 @@ from typing import TYPE_CHECKING, Any
 import boto3
 from moto.server import ThreadedMotoServer
 
+from shared.delta import DATABASE, MANIFEST
+
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
     from mypy_boto3_sqs import SQSClient
@@ -75,17 +77,18 @@ class LocalStack:
             QueueName="deltas",
             Attributes={"VisibilityTimeout": str(visibility_seconds), "RedrivePolicy": json.dumps(redrive)},
         )["QueueUrl"]
-        rules: list[Any] = [
-            {
-                "QueueArn": self._arn(self._queue),
-                "Events": ["s3:ObjectCreated:*"],
-                "Filter": {"Key": {"FilterRules": [{"Name": "prefix", "Value": prefix}, {"Name": "suffix", "Value": name}]}},
-            }
-            for name in ("delta.manifest.json", "chroma.sqlite3")
-        ]  # fmt: skip
+        rules = [self._rule(prefix, name) for name in (MANIFEST, DATABASE)]
         self.s3.put_bucket_notification_configuration(
             Bucket=self.bucket, NotificationConfiguration={"QueueConfigurations": rules}
         )
+
+    def _rule(self, prefix: str, suffix: str) -> Any:
+        names = [{"Name": "prefix", "Value": prefix}, {"Name": "suffix", "Value": suffix}]
+        return {
+            "QueueArn": self._arn(self._queue),
+            "Events": ["s3:ObjectCreated:*"],
+            "Filter": {"Key": {"FilterRules": names}},
+        }
 
     def deliver(self, handler: Handler) -> Delivery | None:
         """Gives the handler one batch of messages. Returns None when the queue has none to give now."""

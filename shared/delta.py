@@ -20,7 +20,7 @@ MAX_FILES = 20_000
 """A delta has five files a collection and one database; a listing longer than this is not read to its end."""
 
 _UUID = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}")
-_BUCKET = re.compile(r"[a-z0-9][a-z0-9._-]{1,61}[a-z0-9]")
+BUCKET_NAME = re.compile(r"[a-z0-9][a-z0-9._-]{1,61}[a-z0-9]")
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +91,7 @@ class DeltaLocation:
         """
         bucket, prefix = parse_s3_uri(uri)
         if not prefix.strip("/"):
-            raise TargetError(f"{uri}: a delta lies under a prefix; give s3://{bucket}/PREFIX")
+            raise TargetError(f"{printable(uri)}: a delta lies under a prefix; give s3://{bucket}/PREFIX")
         return cls(bucket, prefix.rstrip("/") + "/")
 
     @property
@@ -117,8 +117,8 @@ def parse_s3_uri(uri: str) -> tuple[str, str]:
     """
     scheme, separator, rest = uri.partition("://")
     bucket, _, prefix = rest.partition("/")
-    if scheme != "s3" or not separator or not _BUCKET.fullmatch(bucket):
-        raise TargetError(f"{uri}: not an s3://bucket/prefix")
+    if scheme != "s3" or not separator or not BUCKET_NAME.fullmatch(bucket):
+        raise TargetError(f"{printable(uri)}: not an s3://bucket/prefix")
     return bucket, prefix
 
 

@@ -78,6 +78,7 @@ CATALOGUE: dict[str, FindingKind] = {
     "records.vector_not_finite": FindingKind(_P, "A queued vector holds NaN or infinity."),
     "records.operation_unknown": FindingKind(_P, "A queued operation is none of add, update, upsert, delete."),
     "records.row_unreadable": FindingKind(_P, "A row holds a value of a type that Chroma cannot read."),
+    "records.metadata_missing": FindingKind(_P, "A document or metadata value of the queue is missing from the rows."),
     "records.segment_missing": FindingKind(_P, "A collection has no vector or no metadata segment."),
     "records.collection_missing": FindingKind(_P, "Segments belong to a collection that has no row."),
     "records.dimension_missing": FindingKind(_P, "A collection holds vectors, but its dimension is not set."),

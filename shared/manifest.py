@@ -64,7 +64,7 @@ class Manifest(BaseModel):
         except ValidationError as error:
             first = error.errors(include_url=False, include_input=False)[0]
             where = ".".join(str(part) for part in first["loc"]) or "document"
-            raise ValueError(f"{where}: {first['msg']}") from error
+            raise ValueError(printable(f"{where}: {first['msg']}", 300)) from error
 
 
 def encode_checksum(crc64nvme: int) -> str:
@@ -115,5 +115,9 @@ def compare_collections(manifest: Manifest, collections: tuple[CollectionCount, 
             )
         else:
             continue
+        findings.append(Finding("manifest.content_differs", "", detail))
+    promised = {collection.name for collection in manifest.collections}
+    for name in seen.keys() - promised:
+        detail = f"collection {name!r} is there, but was not uploaded"
         findings.append(Finding("manifest.content_differs", "", detail))
     return findings

@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Self
 
+from shared.delta import BUCKET_NAME
 from shared.errors import SettingsError
 from shared.verdict import Depth
 
@@ -64,10 +65,19 @@ class Settings:
         return self.quarantine_bucket or bucket, self.quarantine_prefix + "/"
 
 
+_MOST_SECONDS = 1e9
+
+
 def _depth(text: str) -> Depth:
     if text not in set(Depth):
         raise ValueError(f"must be one of {', '.join(Depth)}")
     return Depth(text)
+
+
+def _bucket(text: str) -> str:
+    if not BUCKET_NAME.fullmatch(text):
+        raise ValueError("must be the name of a bucket")
+    return text
 
 
 def _prefix(text: str) -> str:
@@ -89,8 +99,10 @@ def _seconds(least: float) -> Callable[[str], float]:
             seconds = float(text)
         except ValueError:
             raise ValueError("must be a number of seconds") from None
-        if not least <= seconds < 1e9:
+        if not seconds >= least:  # also for NaN
             raise ValueError(f"must be at least {least:g} seconds")
+        if seconds > _MOST_SECONDS:
+            raise ValueError(f"must be at most {_MOST_SECONDS:g} seconds")
         return seconds
 
     return convert
@@ -103,7 +115,7 @@ def _bytes(text: str) -> int:
 
 
 _VARIABLES: dict[str, tuple[str, Callable[[str], object]]] = {
-    "quarantine_bucket": ("DELTAGUARD_QUARANTINE_BUCKET", str),
+    "quarantine_bucket": ("DELTAGUARD_QUARANTINE_BUCKET", _bucket),
     "quarantine_prefix": ("DELTAGUARD_QUARANTINE_PREFIX", _prefix),
     "depth": ("DELTAGUARD_DEPTH", _depth),
     "settle_seconds": ("DELTAGUARD_SETTLE_SECONDS", _seconds(0)),

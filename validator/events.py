@@ -61,23 +61,28 @@ def _read_message(record: Any) -> Message:
             raise EventError(f"its body is a {type(body).__name__}")
         if body.get("Type") == "Notification" and "Message" in body:
             body = json.loads(body["Message"])
+            if not isinstance(body, Mapping):
+                raise EventError(f"its SNS message is a {type(body).__name__}")
         return Message(id_, _deltas(body))
-    except (EventError, ValueError, KeyError, TypeError) as error:
+    except (EventError, ValueError, KeyError, TypeError, RecursionError) as error:
         return Message(id_, (), f"message {id_} holds no S3 event: {error}")
 
 
 def _deltas(event: Mapping[str, Any]) -> tuple[DeltaLocation, ...]:
     """The deltas of one S3 or EventBridge event, each once, in the order they come."""
     found: dict[DeltaLocation, None] = {}
+    encoded = "detail-type" not in event
     for bucket, key in _objects(event):
-        prefix = delta_prefix_of(key)
+        if not isinstance(bucket, str) or not isinstance(key, str):
+            raise EventError("an S3 event whose bucket or key is no text")
+        prefix = delta_prefix_of(unquote_plus(key) if encoded else key)
         if prefix is not None:
             found[DeltaLocation(bucket, prefix)] = None
     return tuple(found)
 
 
-def _objects(event: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    """Bucket and plain key of each object that an event says was created."""
+def _objects(event: Mapping[str, Any]) -> Iterator[tuple[object, object]]:
+    """Bucket and key of each object that an event says was created, as they stand there."""
     if event.get("Event") == "s3:TestEvent":
         return
     try:
@@ -86,10 +91,12 @@ def _objects(event: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
                 yield event["detail"]["bucket"]["name"], event["detail"]["object"]["key"]
             return
         if not isinstance(event.get("Records"), list):
-            raise EventError(f"neither S3's nor EventBridge's: it has the fields {', '.join(sorted(event)[:8])}")
+            raise EventError(
+                f"neither S3's nor EventBridge's: it has the fields {', '.join(sorted(map(str, event))[:8])}"
+            )
         for record in event["Records"]:
             if str(record["eventName"]).removeprefix("s3:").startswith(_CREATED):
-                yield record["s3"]["bucket"]["name"], unquote_plus(record["s3"]["object"]["key"])
+                yield record["s3"]["bucket"]["name"], record["s3"]["object"]["key"]
     except (KeyError, TypeError, AttributeError) as error:
         raise EventError(f"an S3 event without {error}") from error
 

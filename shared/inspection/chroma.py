@@ -13,6 +13,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -43,6 +44,8 @@ _ENVIRONMENT_WORDS = (
     ("permission denied", "check.local_io"),
     ("disk i/o error", "check.local_io"),
 )
+# What a process does to itself. Any other signal comes from somebody else: an operator, a container, the kernel.
+_CRASHES = {signal.SIGSEGV, signal.SIGBUS, signal.SIGABRT, signal.SIGILL, signal.SIGFPE, signal.SIGTRAP}
 _ENVIRONMENT_ERRORS = {"ModuleNotFoundError", "ImportError", "MemoryError"}
 
 
@@ -130,8 +133,10 @@ def _run(copy: Path, scratch: Path, seconds: float) -> _Answer | _Death:
     # -P: the probe's own folder holds modules that must not shadow others'.
     command = [sys.executable, "-P", str(_PROGRAM), str(copy), str(os.getpid())]
     # Files instead of pipes: a child that prints without end meets the limit on file size, not this process's memory.
-    with tempfile.TemporaryFile(dir=scratch) as output, tempfile.TemporaryFile(dir=scratch) as errors:
+    with ExitStack() as files:
         with faults_explained("starting the probe"):
+            output = files.enter_context(tempfile.TemporaryFile(dir=scratch))
+            errors = files.enter_context(tempfile.TemporaryFile(dir=scratch))
             child = subprocess.Popen(  # noqa: S603 - the command is this module's own
                 command,
                 stdin=subprocess.DEVNULL,
@@ -171,12 +176,12 @@ def _hung(pid: int, seconds: float) -> _Death:
 
 
 def _killed(number: int, said: str) -> _Death:
-    name = signal.Signals(number).name
     fault = _environment_fault(said)
-    if fault is None and number in (signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGXFSZ):
+    if fault is None and number not in _CRASHES:
         fault = "check.memory" if number == signal.SIGKILL else "check.probe_failed"
     if fault is not None:
-        raise CouldNotCheck(fault, f"the probe was ended by {name}")
+        raise CouldNotCheck(fault, f"the probe was ended by signal {number}")
+    name = signal.Signals(number).name
     return _Death(Finding("chroma.crashed", "", f"Chroma was killed by {name} while it read the delta"))
 
 
@@ -187,7 +192,7 @@ def _parse(output: bytes, said: str, code: int) -> _Answer:
         return _Answer(
             answer.get("chromadb", ""), answer["stage"], answer.get("error"), answer.get("message", ""), collections
         )
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         detail = f"the probe ended with {code} and no answer: {said.strip()[-300:] or output[:100]!r}"
         raise CouldNotCheck("check.probe_failed", detail) from error
 

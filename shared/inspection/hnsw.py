@@ -263,7 +263,7 @@ def _upper_links(
         )
         findings.append(Finding("hnsw.entry_point_invalid", name.replace("link_lists", "header"), detail))
     width = header.level_size // 4
-    for level in range(1, highest + 1):
+    for level in range(1, min(highest, _MAX_LEVEL) + 1):
         reaching = np.flatnonzero(levels >= level)
         rows = starts[reaching] + (level - 1) * width
         counts = words[rows] & 0xFFFF
@@ -278,7 +278,7 @@ def _upper_links(
                 f"{broken.size} elements on level {level}, the first at offset {4 * int(rows[broken[0]])}: more than "
                 f"{header.max_links} links, or one to an element that is not on this level"
             )
-            findings.append(Finding("hnsw.link_invalid", name, detail))
+            return [*findings, Finding("hnsw.link_invalid", name, detail)]
     return findings
 
 

@@ -10,10 +10,13 @@ from __future__ import annotations
 import struct
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeGuard
+
+from shared.delta import printable
 
 _PERSISTENT_DATA = ("chromadb.segment.impl.vector.local_persistent_hnsw", "PersistentData")
-_MAX_DEPTH = 32
+_MAX_DICTS = 16  # Chroma writes four
+MAX_SEQUENCE_NUMBER = 2**63 - 1
 _MARK = object()
 _CLASS = object()
 _U16, _U32, _U64, _I32 = (struct.Struct(code).unpack_from for code in ("<H", "<I", "<Q", "<i"))
@@ -65,9 +68,13 @@ def parse(data: bytes) -> IdMap:
     if len(labels) != len(label_to_id) or any(label_to_id.get(label) != key for key, label in labels.items()):
         raise IdMapError(f"id_to_label ({len(labels)}) and label_to_id ({len(label_to_id)}) do not mirror each other")
     max_seq_id, added = state.get("max_seq_id"), state.get("total_elements_added")
-    if not (max_seq_id is None or type(max_seq_id) is int) or type(added) is not int:
+    if not (max_seq_id is None or _is_count(max_seq_id)) or not _is_count(added):
         raise IdMapError("max_seq_id or total_elements_added is not a number")
     return IdMap(labels, max_seq_id, added)
+
+
+def _is_count(value: object) -> TypeGuard[int]:
+    return type(value) is int and 0 <= value <= MAX_SEQUENCE_NUMBER
 
 
 class _Machine:
@@ -78,7 +85,7 @@ class _Machine:
         self._at = 0
         self._stack: list[Any] = []
         self._memo: dict[int, Any] = {}
-        self._marks = 0
+        self._dicts = 0
 
     def run(self) -> object:
         data, operations = self._data, _OPERATIONS
@@ -135,15 +142,15 @@ class _Machine:
         self._stack.append(None)
 
     def empty_dict(self) -> None:
+        self._dicts += 1
+        if self._dicts > _MAX_DICTS:
+            raise IdMapError(f"more than {_MAX_DICTS} dicts")
         self._stack.append({})
 
     def empty_tuple(self) -> None:
         self._stack.append(())
 
     def mark(self) -> None:
-        self._marks += 1
-        if self._marks > _MAX_DEPTH:
-            raise IdMapError(f"nested deeper than {_MAX_DEPTH}")
         self._stack.append(_MARK)
 
     def set_items(self) -> None:
@@ -153,7 +160,6 @@ class _Machine:
             start -= 1
             if start < 1:
                 raise IdMapError(f"items without a dict at offset {self._at - 1}")
-        self._marks -= 1
         target = stack[start - 1]
         if type(target) is not dict:
             raise IdMapError(f"items for a {type(target).__name__} at offset {self._at - 1}")
@@ -193,7 +199,8 @@ class _Machine:
 
     def _import(self, module: object, name: object) -> None:
         if (module, name) != _PERSISTENT_DATA:
-            raise HostileIdMapError(f"asks for {module!s:.60}.{name!s:.60} at offset {self._at - 1}; it was not run")
+            wanted = printable(f"{module!s:.60}.{name!s:.60}")
+            raise HostileIdMapError(f"asks for {wanted} at offset {self._at - 1}; it was not run")
         self._stack.append(_CLASS)
 
     def new_object(self) -> None:

@@ -11,19 +11,25 @@ from __future__ import annotations
 
 import hashlib
 import sqlite3
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Set
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
 from shared.delta import DATABASE, printable
-from shared.inspection.idmap import IdMap
+from shared.inspection.idmap import MAX_SEQUENCE_NUMBER, IdMap
+from shared.inspection.metadata import ExpectedMetadata, parse
 from shared.inspection.sqlite import explained
 from shared.verdict import CollectionCount, Finding
 
 _ADD, _UPDATE, _UPSERT, _DELETE = range(4)
 _ENCODING = "FLOAT32"  # chromadb.types.ScalarEncoding also knows INT32, which no version writes
 _WIDTH = 4
+_QUEUE = """
+    SELECT seq_id, operation, id, vector, encoding, metadata FROM embeddings_queue
+    WHERE substr(topic, -36) = ? AND seq_id > ? ORDER BY seq_id
+"""
 _BATCH_BYTES = 4 * 1024 * 1024
 _IDS_SHOWN = 3
 
@@ -39,15 +45,6 @@ class Collection:
     metadata_segment: str | None
     flushed_to: int | None
     applied_to: int
-
-
-@dataclass(slots=True)
-class _Queue:
-    """The operations of one collection that its segments have not yet taken up, replayed."""
-
-    with_vector: set[str]
-    with_row: set[str]
-    findings: list[Finding] = field(default_factory=list)
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,29 +64,47 @@ def read_collections(connection: sqlite3.Connection) -> tuple[list[Collection], 
     collections: list[Collection] = []
     findings: list[Finding] = []
     with explained("reading the collections") as unread:
-        sequence = dict(connection.execute("SELECT segment_id, seq_id FROM max_seq_id").fetchall())
-        segments: dict[tuple[str, str], str] = {}
-        for segment, scope, collection in connection.execute("SELECT id, scope, collection FROM segments"):
-            segments[collection, scope] = segment
         findings = _settings_findings(connection)
+        flushed_to, unreadable = _sequence_numbers(connection)
+        findings += unreadable
+        segments: dict[tuple[object, object], str] = {}
+        for segment, scope, owner in connection.execute("SELECT id, scope, collection FROM segments"):
+            if isinstance(segment, str) and _is_text(segment):
+                segments[owner, scope] = segment
         for id_, name, dimension in connection.execute("SELECT id, name, dimension FROM collections ORDER BY name"):
-            vector, metadata = segments.get((id_, "VECTOR")), segments.get((id_, "METADATA"))
-            numbers = [_sequence_number(sequence.get(segment)) for segment in (vector, metadata)]
-            if not _is_dimension(dimension) or not isinstance(id_, str) or not isinstance(name, str):
-                detail = f"collection {_shown(name)} has an id, a name or a dimension ({dimension!r}) that is none"
+            texts = all(isinstance(text, str) and _is_text(text) for text in (id_, name))
+            if not texts or not _is_dimension(dimension):
+                detail = (
+                    f"collection {_shown(name)} has an id, a name or a dimension ({_shown(dimension)}) that is none"
+                )
                 findings.append(Finding("records.row_unreadable", DATABASE, detail))
                 continue
+            vector, metadata = segments.get((id_, "VECTOR")), segments.get((id_, "METADATA"))
             for scope, segment in (("vector", vector), ("metadata", metadata)):
                 if segment is None:
                     detail = f"collection {_shown(name)} has no {scope} segment"
                     findings.append(Finding("records.segment_missing", DATABASE, detail))
-            collections.append(Collection(id_, name, dimension, vector, metadata, numbers[0], numbers[1] or 0))
-        known = {collection.id for collection in collections}
-        lost = {collection for collection, _ in segments} - known
+            applied_to = flushed_to.get(metadata, 0)
+            collections.append(Collection(id_, name, dimension, vector, metadata, flushed_to.get(vector), applied_to))
+        lost = {owner for owner, _ in segments} - {collection.id for collection in collections}
         if lost and not findings:
             detail = f"{len(lost)} collections have segments but no row in collections: {_some(lost)}"
             findings.append(Finding("records.collection_missing", DATABASE, detail))
     return collections, unread + findings
+
+
+def _sequence_numbers(connection: sqlite3.Connection) -> tuple[dict[object, int], list[Finding]]:
+    """The last operation that each segment has taken up."""
+    numbers: dict[object, int] = {}
+    findings = []
+    for segment, value in connection.execute("SELECT segment_id, seq_id FROM max_seq_id"):
+        number = _sequence_number(value)
+        if number is not None:
+            numbers[segment] = number
+        elif value is not None:
+            detail = f"max_seq_id of segment {_shown(segment)} is {_shown(value)}, which is no sequence number"
+            findings.append(Finding("records.row_unreadable", DATABASE, detail))
+    return numbers, findings
 
 
 def _settings_findings(connection: sqlite3.Connection) -> list[Finding]:
@@ -126,14 +141,14 @@ def inspect_collection(
     flushed_to = collection.flushed_to
     if flushed_to is None and index is not None:
         flushed_to = index.max_seq_id  # chromadb 0.4 keeps it in the id map
-    queue = _Queue(set(index.labels) if index else set(), set(rows))
+    replay = _Replay(collection, flushed_to or 0, set(index.labels) if index else set(), rows)
     with explained(f"replaying the queue of {collection.name!r}") as failed:
-        _replay(connection, collection, flushed_to or 0, queue)
-    findings += unread + failed + queue.findings
+        replay.run(connection)
+    findings += unread + failed + replay.findings
     if index_readable and not unread and not failed:
-        findings += _compare(collection, queue)
-    count = CollectionCount(collection.name, collection.dimension, len(queue.with_row))
-    return Contents(count, digest_of(queue.with_row)), findings
+        findings += replay.contradictions()
+    count = CollectionCount(collection.name, collection.dimension, len(replay.with_row))
+    return Contents(count, digest_of(replay.with_row)), findings
 
 
 def digest_of(ids: set[str]) -> str:
@@ -159,39 +174,114 @@ def _metadata_ids(connection: sqlite3.Connection, collection: Collection) -> tup
     return ids, [Finding("records.row_unreadable", DATABASE, detail)]
 
 
-def _replay(connection: sqlite3.Connection, collection: Collection, flushed_to: int, queue: _Queue) -> None:
-    """Applies the operations in order, as Chroma does: adding a known id and updating an unknown one do nothing."""
-    problems = _VectorProblems(collection)
-    for seq_id, operation, id_, vector, encoding, readable in _operations(connection, collection, flushed_to):
-        if not isinstance(id_, str) or not _is_text(id_) or operation not in (_ADD, _UPDATE, _UPSERT, _DELETE):
-            detail = f"row {seq_id} of embeddings_queue: operation {operation!r} on {_shown(id_)}"
-            queue.findings.append(Finding("records.operation_unknown", DATABASE, detail))
-            continue
-        if not readable:
-            detail = f"row {seq_id} of embeddings_queue: the metadata of {_shown(id_)} is not JSON"
-            queue.findings.append(Finding("records.row_unreadable", DATABASE, detail))
-        if seq_id > flushed_to:
-            if operation == _DELETE:
-                queue.with_vector.discard(id_)
-                problems.forget(id_, seq_id)
-            elif problems.add(seq_id, id_, operation, vector, encoding) and operation != _UPDATE:
-                queue.with_vector.add(id_)
-        if seq_id > collection.applied_to:
-            if operation == _DELETE:
-                queue.with_row.discard(id_)
-            elif operation != _UPDATE:
-                queue.with_row.add(id_)
-    queue.findings += problems.findings()
+@dataclass(frozen=True, slots=True)
+class _Operation:
+    """One operation of the queue whose id and kind can be read; its metadata is None when that cannot."""
+
+    seq_id: int
+    kind: int
+    id: str
+    vector: object
+    encoding: object
+    metadata: dict[str, Any] | None
 
 
-def _operations(
-    connection: sqlite3.Connection, collection: Collection, flushed_to: int
-) -> Iterator[tuple[int, object, object, object, object, int]]:
-    return connection.execute(
-        "SELECT seq_id, operation, id, vector, encoding, metadata IS NULL OR json_valid(metadata) "
-        "FROM embeddings_queue WHERE substr(topic, -36) = ? AND seq_id > ? ORDER BY seq_id",
-        (collection.id, min(flushed_to, collection.applied_to)),
-    )
+class _Replay:
+    """The operations of one collection, applied in order as Chroma does.
+
+    Adding a known id and updating or deleting an unknown one do nothing.
+
+    Args:
+        collection: The collection.
+        flushed_to: The last operation that is in its index.
+        with_vector: Ids that have a vector in the index.
+        rows: Ids that have a row in `embeddings`.
+    """
+
+    def __init__(self, collection: Collection, flushed_to: int, with_vector: set[str], rows: set[str]) -> None:
+        self._collection = collection
+        self._flushed_to = flushed_to
+        self._rows = rows
+        self._problems = _VectorProblems(collection)
+        self._expected = ExpectedMetadata()
+        self.with_vector = with_vector
+        self.with_row = set(rows)
+        self.findings: list[Finding] = []
+
+    def run(self, connection: sqlite3.Connection) -> None:
+        """Applies every operation that the index or the rows have not taken up yet."""
+        first = min(self._flushed_to, self._collection.applied_to)
+        for row in connection.execute(_QUEUE, (self._collection.id, first)):
+            operation = self._read(*row)
+            if operation is not None:
+                self._expect(operation)
+                if operation.seq_id > self._flushed_to:
+                    self._apply_to_index(operation)
+                if operation.seq_id > self._collection.applied_to:
+                    self._apply_to_rows(operation)
+        self.findings += self._problems.findings()
+        segment = str(self._collection.metadata_segment)
+        missing = self._expected.missing(connection, segment, self._collection.id)
+        ids = {id_ for id_, _ in missing} & self._rows
+        if ids:
+            values = sum(id_ in ids for id_, _ in missing)
+            detail = f"{values} values of {len(ids)} embeddings of {_shown(self._collection.name)}: {_some(ids)}"
+            self.findings.append(Finding("records.metadata_missing", DATABASE, detail))
+
+    def contradictions(self) -> list[Finding]:
+        """What breaks the master invariant."""
+        findings = []
+        name = _shown(self._collection.name)
+        if self._collection.dimension is None and self.with_vector:
+            detail = f"{name} holds {len(self.with_vector)} vectors, but its dimension is not set"
+            findings.append(Finding("records.dimension_missing", DATABASE, detail))
+        lost = self.with_row - self.with_vector
+        if lost:
+            detail = f"{len(lost)} of {len(self.with_row)} embeddings of {name} have no vector: {_some(lost)}"
+            findings.append(Finding("records.vector_missing", DATABASE, detail))
+        unknown = self.with_vector - self.with_row
+        if unknown:
+            detail = f"{len(unknown)} vectors of {name} have no row in embeddings: {_some(unknown)}"
+            findings.append(Finding("records.id_missing", DATABASE, detail))
+        return findings
+
+    def _read(
+        self, seq_id: int, kind: Any, id_: object, vector: object, encoding: object, text: object
+    ) -> _Operation | None:
+        if not isinstance(id_, str) or not _is_text(id_) or kind not in (_ADD, _UPDATE, _UPSERT, _DELETE):
+            detail = f"row {seq_id} of embeddings_queue: operation {_shown(kind)} on {_shown(id_)}"
+            self.findings.append(Finding("records.operation_unknown", DATABASE, detail))
+            return None
+        metadata = None
+        try:
+            metadata = parse(text)
+        except ValueError as error:
+            detail = f"row {seq_id} of embeddings_queue: the metadata of {_shown(id_)} is not readable: {error}"
+            self.findings.append(Finding("records.row_unreadable", DATABASE, printable(detail, 200)))
+        return _Operation(seq_id, kind, id_, vector, encoding, metadata)
+
+    def _expect(self, operation: _Operation) -> None:
+        known = operation.id in self.with_vector
+        late = operation.seq_id > self._collection.applied_to
+        if operation.kind == _DELETE or operation.metadata is None or late:
+            self._expected.forget(operation.id)
+        elif known and operation.kind != _ADD:
+            self._expected.merge(operation.id, operation.metadata)
+        elif not known and operation.kind != _UPDATE:
+            self._expected.store(operation.id, operation.metadata)
+
+    def _apply_to_index(self, operation: _Operation) -> None:
+        if operation.kind == _DELETE:
+            self.with_vector.discard(operation.id)
+            self._problems.forget(operation.id, operation.seq_id)
+        elif self._problems.add(operation) and operation.kind != _UPDATE:
+            self.with_vector.add(operation.id)
+
+    def _apply_to_rows(self, operation: _Operation) -> None:
+        if operation.kind == _DELETE:
+            self.with_row.discard(operation.id)
+        elif operation.kind != _UPDATE:
+            self.with_row.add(operation.id)
 
 
 class _VectorProblems:
@@ -209,9 +299,10 @@ class _VectorProblems:
         self._stopping: list[tuple[str, int, str]] = []
         self._wrong: dict[str, tuple[str, int, str]] = {}
 
-    def add(self, seq_id: int, id_: str, operation: object, vector: object, encoding: object) -> bool:
+    def add(self, operation: _Operation) -> bool:
         """Takes one vector in. Returns whether there is one that can be read."""
-        if vector is None and operation == _UPDATE:
+        seq_id, id_, vector, encoding = operation.seq_id, operation.id, operation.vector, operation.encoding
+        if vector is None and operation.kind == _UPDATE:
             return False
         if not isinstance(vector, bytes):
             self._stopping.append(("records.vector_length", seq_id, "no vector"))
@@ -270,28 +361,11 @@ class _VectorProblems:
         self._bytes = 0
 
 
-def _compare(collection: Collection, queue: _Queue) -> list[Finding]:
-    findings = []
-    if collection.dimension is None and queue.with_vector:
-        detail = f"{_shown(collection.name)} holds {len(queue.with_vector)} vectors, but its dimension is not set"
-        findings.append(Finding("records.dimension_missing", DATABASE, detail))
-    lost = queue.with_row - queue.with_vector
-    if lost:
-        share = f"{len(lost)} of {len(queue.with_row)} embeddings of {_shown(collection.name)}"
-        detail = f"{share} have no vector: {_some(lost)}"
-        findings.append(Finding("records.vector_missing", DATABASE, detail))
-    unknown = queue.with_vector - queue.with_row
-    if unknown:
-        detail = f"{len(unknown)} vectors of {_shown(collection.name)} have no row in embeddings: {_some(unknown)}"
-        findings.append(Finding("records.id_missing", DATABASE, detail))
-    return findings
-
-
 def _sequence_number(value: object) -> int | None:
-    """The number in `max_seq_id.seq_id`: an integer in 1.x, eight big-endian bytes in 0.x."""
+    """The number in `max_seq_id.seq_id`: an integer in 1.x, eight big-endian bytes in 0.x; None when it is neither."""
     if isinstance(value, bytes) and len(value) == 8:
-        return int.from_bytes(value, "big")
-    return value if isinstance(value, int) else None
+        value = int.from_bytes(value, "big")
+    return value if isinstance(value, int) and 0 <= value <= MAX_SEQUENCE_NUMBER else None
 
 
 def _is_dimension(value: object) -> bool:
@@ -307,8 +381,8 @@ def _shown(value: object) -> str:
     return printable(repr(value), 60)
 
 
-def _some(ids: set[str]) -> str:
-    first = ", ".join(_shown(id_) for id_ in sorted(ids)[:_IDS_SHOWN])
+def _some(ids: Set[Any]) -> str:
+    first = ", ".join(_shown(id_) for id_ in sorted(ids, key=str)[:_IDS_SHOWN])
     return first + (", …" if len(ids) > _IDS_SHOWN else "")
 
 

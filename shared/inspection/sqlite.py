@@ -153,6 +153,9 @@ def explained(doing: str) -> Iterator[list[Finding]]:
             raise CouldNotCheck(_ENVIRONMENT[primary], f"{doing}: {error}") from error
         else:
             raise CouldNotCheck("check.local_io", f"{doing}: {error} (SQLite code {primary})") from error
+    except UnicodeDecodeError:
+        # Python's sqlite3 cannot tell an error in which SQLite quotes a name of the delta that is not UTF-8.
+        findings.append(Finding("sqlite.malformed", DATABASE, f"{doing}: an error about a name that is not UTF-8"))
 
 
 def inspect_integrity(connection: sqlite3.Connection) -> list[Finding]:
@@ -187,6 +190,9 @@ def inspect_schema(connection: sqlite3.Connection) -> list[Finding]:
             applied = dict(connection.execute("SELECT dir, max(version) FROM migrations GROUP BY dir").fetchall())
     if findings:
         return findings
+    findings += _newer(applied)
+    if findings:
+        return findings
     if not schema.plain.keys() & _REQUIRED.keys():
         return [Finding("sqlite.table_missing", DATABASE, f"{len(schema.plain)} tables, none of them Chroma's")]
     findings += _missing(schema, applied)
@@ -196,12 +202,21 @@ def inspect_schema(connection: sqlite3.Connection) -> list[Finding]:
             findings.append(Finding("sqlite.unexpected_trigger", DATABASE, detail))
         elif kind == "view" and name not in _REQUIRED:
             findings.append(Finding("sqlite.unexpected_view", DATABASE, f"view {printable(name)}"))
-    for folder, version in applied.items():
-        known = NEWEST_MIGRATIONS.get(folder, 0)
-        if not isinstance(version, int) or version > known:
-            detail = f"migration {printable(str(folder))} {version!r}, known up to {known}: upgrade Deltaguard"
-            findings.append(Finding("sqlite.schema_newer", DATABASE, detail))
     return findings
+
+
+def _newer(applied: dict[str, int]) -> list[Finding]:
+    """Whether the schema is newer than these rules, which then cannot hold anything against it."""
+    return [
+        Finding(
+            "sqlite.schema_newer",
+            DATABASE,
+            printable(f"migration {folder} {version!r}, known up to {NEWEST_MIGRATIONS.get(folder, 0)}", 200)
+            + ": upgrade Deltaguard",
+        )
+        for folder, version in applied.items()
+        if not isinstance(version, int) or version > NEWEST_MIGRATIONS.get(folder, 0)
+    ]
 
 
 def _read_schema(connection: sqlite3.Connection) -> _Schema:
@@ -210,6 +225,8 @@ def _read_schema(connection: sqlite3.Connection) -> _Schema:
     fulltext = False
     rows = connection.execute("SELECT type, name, rootpage, coalesce(sql, '') FROM sqlite_schema").fetchall()
     for kind, name, root, sql in rows:
+        if not (isinstance(name, str) and isinstance(sql, str)):
+            continue  # SQLite writes text; a table described otherwise is not there for Chroma
         if kind == "table" and root and _PLAIN_TABLE_SQL.match(sql):
             quoted = name.replace('"', '""')
             plain[name] = {row[1] for row in connection.execute(f'PRAGMA table_info("{quoted}")')}

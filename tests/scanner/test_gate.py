@@ -65,7 +65,7 @@ def test_a_quarantined_delta_is_named_with_its_place_and_reason(
 ) -> None:
     location = put_delta(broken_delta, "d/1")
     done = quarantine(store, location, judge_stored(store, location, Depth.STRUCTURE, settled), settled)
-    with pytest.raises(ChunkRejected, match="quarantine.held") as raised:
+    with pytest.raises(ChunkRejected, match=r"quarantine\.held") as raised:
         precheck(bucket, ["d/1"])
     assert done.place.uri in str(raised.value)
     assert "sqlite.truncated" in str(raised.value)

@@ -90,7 +90,7 @@ def test_a_delta_that_is_corrupt_already_is_not_uploaded(
 ) -> None:
     folder = copy_of(healthy_delta)
     (folder / "chroma.sqlite3-journal").write_bytes(b"half a transaction")
-    with pytest.raises(UploadFailed, match="layout.journal_present"):
+    with pytest.raises(UploadFailed, match=r"layout\.journal_present"):
         upload_delta(folder, bucket, KEY)
     assert names(store, bucket) == set()
 

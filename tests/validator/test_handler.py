@@ -208,15 +208,19 @@ def test_a_required_manifest_is_waited_for(
     assert answer["batchItemFailures"] == [{"itemIdentifier": "message-1"}]
 
 
+def _is_read(request: Any) -> bool:
+    return request.method == "GET" and "list-type" not in request.url
+
+
 @pytest.mark.parametrize(
     "fault",
     [
         pytest.param(lambda: faults.answering("AccessDenied", 403), id="access denied"),
         pytest.param(lambda: faults.answering("SlowDown", 503), id="throttled"),
-        pytest.param(lambda: faults.answering("AccessDenied", 403, lambda r: r.method == "GET" and "list-type" not in r.url), id="no reads"),
+        pytest.param(lambda: faults.answering("AccessDenied", 403, _is_read), id="no reads"),
         pytest.param(lambda: faults.failing(EndpointConnectionError(endpoint_url="http://nowhere")), id="no network"),
     ],
-)  # fmt: skip
+)
 def test_a_fault_of_the_environment_touches_nothing_and_comes_back(
     bucket: str,
     broken_delta: Path,

@@ -344,8 +344,7 @@ def test_a_dimension_that_only_the_id_map_says_is_not_believed(files: Files) -> 
     assert inspected(files).findings == []
 
 
-@pytest.mark.parametrize("space", ["l2", "cosine", "ip"])
-@pytest.mark.parametrize("embeddings", [50, 1200])
+@pytest.mark.parametrize(("space", "embeddings"), [("l2", 50), ("cosine", 50), ("ip", 50), ("cosine", 1200)])
 def test_every_index_that_chroma_flushes_is_healthy(tmp_path: Path, space: Any, embeddings: int) -> None:
     build_delta(tmp_path, DeltaRecipe(embeddings=embeddings, dimension=4, space=space, sync_threshold=50, batch=50))
     assert inspected(read_index(tmp_path), 4).findings == []

@@ -1,0 +1,395 @@
+"""The probe: Chroma's word counts, an accident of the machine does not, and nothing is left behind either way."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import select
+import shutil
+import signal
+import sqlite3
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from importlib.metadata import version
+from pathlib import Path
+
+import pytest
+
+from shared.delta import DATABASE
+from shared.errors import CouldNotCheck
+from shared.folder import list_folder
+from shared.inspection import chroma, records, sqlite
+from shared.inspection.chroma import probe
+from shared.inspection.idmap import parse
+from shared.inspection.records import Contents
+from shared.verdict import CollectionCount, Finding
+
+Program = Callable[[str], None]
+HEALTHY = {"stage": "done", "chromadb": "9.9", "collections": []}
+
+
+def failing(message: str, error: str = "InternalError", stage: str = "open") -> dict[str, object]:
+    return {"stage": stage, "chromadb": "9.9", "collections": [], "error": error, "message": message}
+
+
+def alive(pid: int) -> bool:
+    """Whether a process still runs; one that was killed a moment ago gets the time to die."""
+    try:
+        process = os.pidfd_open(pid)
+    except ProcessLookupError:
+        return False
+    try:
+        return not select.select([process], [], [], 5)[0]
+    finally:
+        os.close(process)
+
+
+@pytest.fixture(autouse=True)
+def nothing_is_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Whatever a test here does: afterwards there is no scratch folder, and none of its children lives."""
+    scratch = tmp_path / "scratch"
+    scratch.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(scratch))
+    yield
+    assert list(scratch.iterdir()) == []
+    pids = tmp_path / "pids"
+    assert not any(alive(int(pid)) for pid in (pids.read_text().split() if pids.exists() else []))
+
+
+@pytest.fixture
+def program(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Program:
+    """Puts another program in the place of the probe's: a fault to order. `here` is a folder of the test's."""
+
+    def put(code: str) -> None:
+        path = tmp_path / "program.py"
+        path.write_text(
+            "import json, os, signal, sys, time\nfrom pathlib import Path\n"
+            f"here = Path({str(tmp_path)!r})\n"
+            "with (here / 'pids').open('a') as pids: print(os.getpid(), file=pids)\n"
+            "first = len((here / 'pids').read_text().split()) == 1\n"
+            "def die(number): signal.signal(number, signal.SIG_DFL) if number not in (9,) else None; "
+            "os.kill(os.getpid(), number); time.sleep(60)\n"
+            f"healthy = {HEALTHY!r}\n{code}\n"
+        )
+        monkeypatch.setattr(chroma, "_PROGRAM", path)
+
+    return put
+
+
+def starts(tmp_path: Path) -> int:
+    return len((tmp_path / "pids").read_text().split())
+
+
+def contents_of(delta: Path) -> tuple[Contents, ...]:
+    """What the bytes of a delta of one collection hold."""
+    pickles = list(delta.rglob("index_metadata.pickle"))
+    index = parse(pickles[0].read_bytes()) if pickles else None
+    with sqlite.opened(delta / DATABASE, 60) as connection:
+        (collection,), _ = records.read_collections(connection)
+        return (records.inspect_collection(connection, collection, index, index_readable=True)[0],)
+
+
+# --- Chroma's own word
+
+
+@pytest.mark.parametrize("name", ["healthy_delta", "flushed_delta"])
+def test_chroma_confirms_a_healthy_delta_and_tells_its_version(name: str, request: pytest.FixtureRequest) -> None:
+    delta = request.getfixturevalue(name)
+    assert probe(delta, contents_of(delta), 60) == ([], version("chromadb"))
+
+
+def test_probing_changes_no_byte_of_the_delta_although_opening_writes(flushed_delta: Path) -> None:
+    before = {path: path.read_bytes() for path in flushed_delta.rglob("*") if path.is_file()}
+    probe(flushed_delta, (), 60)
+    assert {path: path.read_bytes() for path in flushed_delta.rglob("*") if path.is_file()} == before
+
+
+def test_a_delta_that_chroma_refuses_twice_has_failed(healthy_delta: Path, tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(healthy_delta, tmp_path / "copy"))
+    with closing(sqlite3.connect(copy / DATABASE, isolation_level=None)) as connection:
+        connection.execute("DROP TABLE embeddings")
+    (finding,), asked = probe(copy, (), 60)
+    assert finding.code == "chroma.failed"
+    assert finding.detail.startswith(f"Chroma {version('chromadb')} at ")
+    assert "no such table" in finding.detail
+    assert asked == version("chromadb")
+
+
+WORDS = [{"name": "words", "count": 3, "ids": 3, "digest": "d"}]
+THREE = Contents(CollectionCount("words", 4, 3), "d")
+
+
+@pytest.mark.parametrize(
+    ("answered", "detail"),
+    [
+        (WORDS, None),
+        ([*WORDS, {**WORDS[0], "name": "more"}], None),
+        ([], "Chroma lists no collection 'words'; the bytes hold 3 embeddings of it"),
+        ([{**WORDS[0], "count": 2}], "Chroma counts 2 and returns 3 of the 3 embeddings of 'words'"),
+        ([{**WORDS[0], "ids": 2}], "Chroma counts 3 and returns 2 of the 3 embeddings of 'words'"),
+        ([{**WORDS[0], "digest": "e"}], "Chroma returns other ids for 'words' than the bytes hold"),
+    ],
+)
+def test_what_chroma_returns_is_compared_with_what_the_bytes_hold(
+    healthy_delta: Path, program: Program, answered: object, detail: str | None
+) -> None:
+    program(f"print(json.dumps({{**healthy, 'collections': {answered!r}}}))")
+    findings = [] if detail is None else [Finding("chroma.content_differs", "", detail)]
+    assert probe(healthy_delta, (THREE,), 30) == (findings, "9.9")
+
+
+# --- crashes and hangs
+
+
+@pytest.mark.parametrize("name", ["SIGSEGV", "SIGABRT", "SIGBUS", "SIGFPE", "SIGILL"])
+def test_a_crash_that_happens_again_is_the_delta_s(
+    healthy_delta: Path, tmp_path: Path, program: Program, name: str
+) -> None:
+    program(f"die(signal.{name})")
+    detail = f"Chroma was killed by {name} while it read the delta"
+    assert probe(healthy_delta, (), 30) == ([Finding("chroma.crashed", "", detail)], "")
+    assert starts(tmp_path) == 2
+
+
+@pytest.mark.parametrize("accident", ["die(signal.SIGSEGV)", f"print(json.dumps({failing('oops')!r})); sys.exit()"])
+def test_an_accident_that_does_not_happen_again_is_healthy(
+    healthy_delta: Path, tmp_path: Path, program: Program, accident: str
+) -> None:
+    program(f"if first: {accident}\nprint(json.dumps(healthy))")
+    assert probe(healthy_delta, (), 30) == ([], "9.9")
+    assert starts(tmp_path) == 2
+
+
+def test_two_accidents_of_different_kinds_prove_nothing(healthy_delta: Path, program: Program) -> None:
+    program(f"if first: die(signal.SIGSEGV)\nprint(json.dumps({failing('oops')!r}))")
+    with pytest.raises(CouldNotCheck, match="ended differently") as fault:
+        probe(healthy_delta, (), 30)
+    assert fault.value.code == "check.probe_failed"
+
+
+@pytest.mark.slow
+def test_a_child_that_keeps_the_processor_busy_twice_hangs_because_of_the_delta(
+    healthy_delta: Path, tmp_path: Path, program: Program
+) -> None:
+    program("while True: pass")
+    ((finding,), _) = probe(healthy_delta, (), 1)
+    assert finding.code == "chroma.hung"
+    assert "of 1 s without an answer" in finding.detail
+    assert starts(tmp_path) == 2
+
+
+def test_a_child_that_waits_is_a_fault_of_the_environment(healthy_delta: Path, program: Program) -> None:
+    program("time.sleep(60)")
+    with pytest.raises(CouldNotCheck, match="had no answer in 1 s, of which it could run") as fault:
+        probe(healthy_delta, (), 1)
+    assert fault.value.code == "check.timeout"
+
+
+def test_the_children_of_a_child_that_hangs_are_ended_too(healthy_delta: Path, program: Program) -> None:
+    program(
+        "if os.fork() == 0:\n  with (here / 'pids').open('a') as pids: print(os.getpid(), file=pids)\ntime.sleep(60)"
+    )
+    with pytest.raises(CouldNotCheck):
+        probe(healthy_delta, (), 1)
+
+
+@pytest.mark.parametrize(
+    ("number", "code"),
+    [
+        (signal.SIGKILL, "check.memory"),
+        (signal.SIGTERM, "check.probe_failed"),
+        (signal.SIGINT, "check.probe_failed"),
+        (signal.SIGHUP, "check.probe_failed"),
+        (signal.SIGXFSZ, "check.probe_failed"),
+        (40, "check.probe_failed"),  # a real-time signal, which has no name
+    ],
+)
+def test_a_child_that_someone_else_ended_proves_nothing(
+    healthy_delta: Path, tmp_path: Path, program: Program, number: int, code: str
+) -> None:
+    program(f"die({int(number)})")
+    with pytest.raises(CouldNotCheck) as fault:
+        probe(healthy_delta, (), 30)
+    assert fault.value.code == code
+    assert starts(tmp_path) == 1
+
+
+def test_a_child_that_ran_out_of_memory_proves_nothing_however_it_ended(healthy_delta: Path, program: Program) -> None:
+    program("print('memory allocation of 1234 bytes failed', file=sys.stderr, flush=True)\ndie(signal.SIGABRT)")
+    with pytest.raises(CouldNotCheck) as fault:
+        probe(healthy_delta, (), 30)
+    assert fault.value.code == "check.memory"
+
+
+# --- faults of the environment in Chroma's words
+
+
+@pytest.mark.parametrize(
+    ("answer", "code"),
+    [
+        (failing("error returned from database: (code: 14) unable to open database file"), "check.cannot_open"),
+        (failing("unable to open database file"), "check.cannot_open"),
+        (failing("Too many open files (os error 24)"), "check.descriptors"),
+        (failing("No space left on device (os error 28)"), "check.disk_full"),
+        (failing("(code: 13) database or disk is full"), "check.disk_full"),
+        (failing("Cannot allocate memory (os error 12)"), "check.memory"),
+        (failing("Permission denied (os error 13)"), "check.local_io"),
+        (failing("(code: 10) disk I/O error"), "check.local_io"),
+        (failing("", error="MemoryError"), "check.memory"),
+        (failing("No module named 'chromadb'", error="ModuleNotFoundError", stage="import"), "check.probe_failed"),
+        (failing("libstdc++.so.6: not found", error="ImportError"), "check.probe_failed"),
+        (failing("anything", stage="import"), "check.probe_failed"),
+    ],
+)
+def test_a_fault_of_the_environment_is_never_held_against_the_delta(
+    healthy_delta: Path, tmp_path: Path, program: Program, answer: object, code: str
+) -> None:
+    program(f"print(json.dumps({answer!r}))")
+    with pytest.raises(CouldNotCheck) as fault:
+        probe(healthy_delta, (), 30)
+    assert fault.value.code == code
+    assert starts(tmp_path) == 1
+
+
+def test_corrupt_bytes_in_chroma_s_words_are_held_against_it(healthy_delta: Path, program: Program) -> None:
+    program(f"print(json.dumps({failing('(code: 11) database disk image is malformed')!r}))")
+    detail = "Chroma 9.9 at open: InternalError: (code: 11) database disk image is malformed"
+    assert probe(healthy_delta, (), 30) == ([Finding("chroma.failed", "", detail)], "9.9")
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "",
+        "sys.exit(3)",
+        "print('Traceback: oops', file=sys.stderr)",
+        "raise RuntimeError('the program itself is broken')",
+        "print('no json')",
+        "print('{}')",
+        "print('[]')",
+        "print('5')",
+        "print('\"text\"')",
+        "print(json.dumps({**healthy, 'collections': 5}))",
+        "print(json.dumps({**healthy, 'collections': [{}]}))",
+        "print(json.dumps({**healthy, 'collections': [5]}))",
+        "print(json.dumps(healthy) * 2)",
+        "sys.stdout.buffer.write(b'\\xff\\xfe')",
+        "print('[' * 100_000)",
+    ],
+)
+def test_an_answer_that_is_none_is_a_fault_of_the_probe(healthy_delta: Path, program: Program, code: str) -> None:
+    program(code)
+    with pytest.raises(CouldNotCheck, match=r"the probe ended with \d and no answer") as fault:
+        probe(healthy_delta, (), 30)
+    assert fault.value.code == "check.probe_failed"
+    assert len(fault.value.detail) < 500
+
+
+# --- what a child gets
+
+
+def test_a_child_sees_nothing_of_this_process_s_environment(
+    healthy_delta: Path, tmp_path: Path, program: Program, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in (
+        "AWS_SECRET_ACCESS_KEY",
+        "AWS_SESSION_TOKEN",
+        "AWS_CONTAINER_CREDENTIALS_FULL_URI",
+        "DELTAGUARD_STAGE",
+    ):
+        monkeypatch.setenv(name, "secret")
+    program("(here / 'seen').write_text(json.dumps([dict(os.environ), os.getcwd(), sys.stdin.read()]))\n"
+            "print(json.dumps(healthy))")  # fmt: skip
+    probe(healthy_delta, (), 30)
+    environment, folder, read = json.loads((tmp_path / "seen").read_text())
+    assert "secret" not in environment.values()
+    assert environment.keys() - {"LC_CTYPE"} == {
+        "PATH", "HOME", "TMPDIR", "PYTHONPATH", "ANONYMIZED_TELEMETRY", "RUST_BACKTRACE", "OMP_NUM_THREADS",
+    }  # fmt: skip
+    assert environment["HOME"] == environment["TMPDIR"] == folder
+    assert Path(folder).is_relative_to(tmp_path / "scratch")
+    assert read == ""
+
+
+def test_a_child_gets_a_copy_of_chroma_s_files_and_of_nothing_else(
+    healthy_delta: Path, tmp_path: Path, program: Program
+) -> None:
+    copy = Path(shutil.copytree(healthy_delta, tmp_path / "copy"))
+    (copy / "foreign.txt").write_text("x")
+    (copy / "chroma.sqlite3-journal").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "elsewhere").write_text("x")
+    program("names = [str(p.relative_to(sys.argv[1])) for p in Path(sys.argv[1]).rglob('*') if p.is_file()]\n"
+            "(here / 'seen').write_text(json.dumps([sys.argv[1], names]))\nprint(json.dumps(healthy))")  # fmt: skip
+    probe(copy, (), 30)
+    folder, names = json.loads((tmp_path / "seen").read_text())
+    assert Path(folder).is_relative_to(tmp_path / "scratch")
+    assert sorted(names) == [file.name for file in list_folder(healthy_delta).files]
+
+
+def test_every_attempt_gets_a_fresh_copy(healthy_delta: Path, tmp_path: Path, program: Program) -> None:
+    program("seen = Path(sys.argv[1]) / 'seen'\n"
+            "with (here / 'copies').open('a') as copies: print(seen.exists(), file=copies)\n"
+            "seen.touch()\ndie(signal.SIGSEGV)")  # fmt: skip
+    probe(healthy_delta, (), 30)
+    assert (tmp_path / "copies").read_text().split() == ["False", "False"]
+
+
+# --- faults before a child runs
+
+
+@pytest.mark.parametrize("room", [0, 1000, 255 * 1024 * 1024])
+def test_without_memory_to_spare_no_child_is_started(
+    healthy_delta: Path, tmp_path: Path, program: Program, monkeypatch: pytest.MonkeyPatch, room: int
+) -> None:
+    program("print(json.dumps(healthy))")
+    monkeypatch.setattr(chroma, "_available_memory", lambda: room)
+    with pytest.raises(CouldNotCheck, match=f"{room} bytes of memory are left") as fault:
+        probe(healthy_delta, (), 30)
+    assert fault.value.code == "check.memory"
+    assert not (tmp_path / "pids").exists()
+
+
+def test_a_machine_that_does_not_tell_its_memory_is_trusted(
+    healthy_delta: Path, program: Program, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    program("print(json.dumps(healthy))")
+    monkeypatch.setattr(chroma, "_available_memory", lambda: None)
+    assert probe(healthy_delta, (), 30) == ([], "9.9")
+
+
+def test_the_memory_of_this_machine_is_a_plausible_number() -> None:
+    room = chroma._available_memory()
+    assert room is not None and 10**6 < room < 10**15
+
+
+@pytest.mark.parametrize(
+    ("where", "number", "code"),
+    [
+        ("shared.inspection.chroma.subprocess.Popen", errno.EMFILE, "check.descriptors"),
+        ("shared.inspection.chroma.subprocess.Popen", errno.ENOMEM, "check.memory"),
+        ("shared.inspection.chroma.shutil.copyfile", errno.ENOSPC, "check.disk_full"),
+        ("shared.inspection.chroma.tempfile.TemporaryFile", errno.ENOSPC, "check.disk_full"),
+        ("shared.inspection.chroma.tempfile.TemporaryFile", errno.EMFILE, "check.descriptors"),
+    ],
+)
+def test_a_probe_that_cannot_be_started_is_a_fault_of_the_environment(
+    healthy_delta: Path, monkeypatch: pytest.MonkeyPatch, where: str, number: int, code: str
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(where, refuse)
+    with pytest.raises(CouldNotCheck) as fault:
+        probe(healthy_delta, (), 30)
+    assert fault.value.code == code
+
+
+def test_the_probe_s_program_does_nothing_once_its_parent_is_gone(healthy_delta: Path) -> None:
+    no_parent = subprocess.run(
+        [sys.executable, "-P", str(chroma._PROGRAM), str(healthy_delta), "1"], capture_output=True, check=False
+    )
+    assert (no_parent.returncode, no_parent.stdout) == (1, b"")
