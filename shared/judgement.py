@@ -81,7 +81,8 @@ def judge_stored(
             work.observed += awaited
             return work.judgement()
         if work.manifest is not None:
-            work.checksums = _stored_checksums(store, location, work.listing, work.manifest)
+            most = settings.max_delta_bytes
+            work.checksums = _stored_checksums(store, location, work.listing, work.manifest, most)
         with ExitStack() as scratch:
             content = _StoredContent(store, location, work.listing, settings.max_delta_bytes, scratch)
             work.examine(content, settings.probe_timeout_seconds)
@@ -246,17 +247,28 @@ def _excused(observed: list[Finding], awaited: list[Finding]) -> list[Finding]:
     return kept + [Finding("arrival.file_awaited", f.file, f"{f.code}: {f.detail}") for f in pending] + awaited
 
 
-def _stored_checksums(store: Store, location: DeltaLocation, listing: Listing, manifest: Manifest) -> dict[str, str]:
-    """The checksums that the store keeps of the files in the manifest, by name, without reading a byte of them."""
+def _stored_checksums(
+    store: Store, location: DeltaLocation, listing: Listing, manifest: Manifest, max_bytes: int
+) -> dict[str, str]:
+    """The checksums of the files in the manifest, by name, as the store keeps them: no byte of them is read.
+
+    In a store that keeps them (the manifest's own tells), a file without one was put there by somebody else than the
+    producer. Its checksum is computed from its bytes.
+    """
+    kept = store.head(location.bucket, location.key(MANIFEST)).crc64nvme is not None
     checksums = {}
     for file in manifest.files:
         listed = listing.by_name.get(file.name)
         if listed is None:
             continue
-        stored = store.head(location.bucket, location.key(file.name))
+        key = location.key(file.name)
+        stored = store.head(location.bucket, key)
         if stored.etag != listed.etag:
             detail = f"{location.uri}{file.name} was overwritten while it was being checked"
             raise ObjectChanged("check.changed", detail, "ETag")
         if stored.crc64nvme is not None:
             checksums[file.name] = stored.crc64nvme
+        elif kept:
+            check_size(listing, max_bytes)
+            checksums[file.name] = store.checksum(location.bucket, key, listed.etag)
     return checksums

@@ -326,7 +326,7 @@ def s3_client() -> S3Client:
         StorageError: The environment does not say enough to make one (no region, a broken profile, ...).
     """
     config = Config(
-        retries={"mode": "standard", "max_attempts": 5},
+        retries={"mode": "standard", "total_max_attempts": 5},
         connect_timeout=5,
         read_timeout=60,
         max_pool_connections=64,

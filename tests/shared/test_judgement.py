@@ -1,0 +1,258 @@
+"""From a delta's place to its verdict: what is asked, what is fetched, and when a delta counts as all there."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import boto3
+import pytest
+from botocore.exceptions import ReadTimeoutError
+
+from local.damage import apply_damage
+from shared.delta import DATABASE, MANIFEST, DeltaLocation, Listing
+from shared.errors import TargetError
+from shared.judgement import judge_folder, judge_stored
+from shared.settings import Settings
+from shared.storage import Store
+from shared.upload import upload_delta
+from shared.verdict import Depth, Status, Verdict
+from tests import faults
+from tests.conftest import CopyOf, PutDelta
+
+KEY = "words/delta/one"
+
+
+def codes(verdict: Verdict) -> list[str]:
+    return [finding.code for finding in verdict.findings]
+
+
+@pytest.fixture
+def uploaded(bucket: str, flushed_delta: Path) -> DeltaLocation:
+    """A delta with a manifest."""
+    upload_delta(flushed_delta, bucket, KEY, batch_id="batch-1")
+    return DeltaLocation(bucket, f"{KEY}/")
+
+
+def overwrite(location: DeltaLocation, name: str, change: Any) -> None:
+    client = boto3.client("s3")
+    body = client.get_object(Bucket=location.bucket, Key=location.key(name))["Body"].read()
+    client.put_object(Bucket=location.bucket, Key=location.key(name), Body=change(body))
+
+
+def flip(data: bytes) -> bytes:
+    """One bit of the last byte: a change that no structure shows."""
+    return data[:-1] + bytes([data[-1] ^ 1])
+
+
+@pytest.mark.parametrize("depth", list(Depth)[:3])
+def test_a_healthy_delta_is_healthy_at_every_depth(
+    store: Store, flushed_delta: Path, put_delta: PutDelta, settled: Settings, depth: Depth
+) -> None:
+    stored = judge_stored(store, put_delta(flushed_delta, KEY), depth, settled).verdict
+    local = judge_folder(flushed_delta, depth, settled).verdict
+    assert stored.status is local.status is Status.HEALTHY
+    assert stored.collections == local.collections
+    assert stored.size == local.size > 0
+
+
+def test_a_listing_reads_no_object_and_a_header_two(
+    flushed_delta: Path, put_delta: PutDelta, settled: Settings
+) -> None:
+    location = put_delta(flushed_delta, KEY)
+    for depth, most in ((Depth.LISTING, 0), (Depth.HEADER, 2)):
+        reads: list[str] = []
+        store = faults.doing(lambda request, reads=reads: reads.append(request.headers.get("Range", b"")))
+        judge_stored(store, location, depth, settled)
+        assert len(reads) - 1 <= most, "the first request is the listing"
+        assert all(reads[1:])
+
+
+@pytest.mark.parametrize("depth", list(Depth)[:3])
+def test_with_a_manifest_a_changed_bit_is_found_at_every_depth(
+    store: Store, uploaded: DeltaLocation, settled: Settings, depth: Depth
+) -> None:
+    overwrite(uploaded, DATABASE, flip)
+    verdict = judge_stored(store, uploaded, depth, settled).verdict
+    assert "manifest.checksum_differs" in codes(verdict)
+
+
+def test_a_store_that_keeps_no_checksums_has_them_computed(
+    bucket: str, uploaded: DeltaLocation, settled: Settings
+) -> None:
+    def forget(request: Any) -> None:
+        request.headers.pop("x-amz-checksum-mode", None)
+
+    assert judge_stored(faults.doing(forget), uploaded, Depth.STRUCTURE, settled).checksums_proven
+    overwrite(uploaded, DATABASE, flip)
+    assert "manifest.checksum_differs" in codes(
+        judge_stored(faults.doing(forget), uploaded, Depth.STRUCTURE, settled).verdict
+    )
+
+
+def test_a_file_that_the_manifest_lists_and_is_missing_is_corrupt_once_settled(
+    store: Store, bucket: str, uploaded: DeltaLocation, settled: Settings
+) -> None:
+    boto3.client("s3").delete_object(Bucket=bucket, Key=uploaded.key(DATABASE))
+    assert codes(judge_stored(store, uploaded, Depth.LISTING, settled).verdict) == [
+        "manifest.file_missing",
+        "layout.database_missing",
+    ]
+    assert judge_stored(store, uploaded, Depth.LISTING, Settings()).verdict.status is Status.INCOMPLETE
+
+
+def test_counts_that_differ_from_the_manifest_are_corrupt(
+    store: Store, uploaded: DeltaLocation, settled: Settings
+) -> None:
+    overwrite(uploaded, MANIFEST, lambda data: data.replace(b'"count": 123', b'"count": 124'))
+    assert codes(judge_stored(store, uploaded, Depth.STRUCTURE, settled).verdict) == ["manifest.content_differs"]
+
+
+def test_a_manifest_that_cannot_be_read_is_worth_a_note(
+    store: Store, uploaded: DeltaLocation, settled: Settings
+) -> None:
+    overwrite(uploaded, MANIFEST, lambda data: data[:100])
+    verdict = judge_stored(store, uploaded, Depth.STRUCTURE, settled).verdict
+    assert verdict.status is Status.HEALTHY
+    assert [note.code for note in verdict.notes] == ["manifest.unreadable"]
+
+
+def test_an_unsettled_delta_is_excused_for_what_may_still_arrive_and_for_nothing_else(
+    store: Store, bucket: str, flushed_delta: Path, put_delta: PutDelta, copy_of: CopyOf
+) -> None:
+    whole = put_delta(flushed_delta, "d/whole")
+    without_pickle = copy_of(flushed_delta)
+    apply_damage("pickle-missing", without_pickle)
+    broken = copy_of(flushed_delta)
+    apply_damage("sqlite-truncated", broken)
+    verdicts = [
+        judge_stored(store, location, Depth.STRUCTURE, Settings()).verdict
+        for location in (whole, put_delta(without_pickle, "d/arriving"), put_delta(broken, "d/broken"))
+    ]
+    assert [verdict.status for verdict in verdicts] == [Status.HEALTHY, Status.INCOMPLETE, Status.CORRUPT]
+    assert set(codes(verdicts[1])) == {"arrival.file_awaited", "arrival.settling"}
+    assert "hnsw.pickle_missing" in verdicts[1].reason
+
+
+def test_a_delta_overwritten_below_its_old_manifest_is_awaited(
+    store: Store, uploaded: DeltaLocation, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An upload over an older delta writes its manifest last, too: newer files than the manifest mean more to come."""
+    an_hour_ago = datetime.now(UTC) - timedelta(hours=1)
+    files = store.list_delta(uploaded).files
+    aged = Listing.of(replace(file, modified=an_hour_ago) if file.name == MANIFEST else file for file in files)
+    monkeypatch.setattr(store, "list_delta", lambda _: aged)
+    verdict = judge_stored(store, uploaded, Depth.LISTING, Settings(), await_arrival=True).verdict
+    assert (verdict.status, codes(verdict)) == (Status.INCOMPLETE, ["arrival.settling"])
+
+
+@pytest.mark.parametrize(
+    ("store_of", "code"),
+    [
+        (lambda: faults.answering("AccessDenied", 403), "check.access_denied"),
+        (lambda: faults.answering("SlowDown", 503), "check.throttled"),
+        (lambda: faults.answering("KMS.DisabledException", 400), "check.storage"),
+        (lambda: faults.failing(ReadTimeoutError(endpoint_url="http://nowhere")), "check.storage"),
+        (lambda: faults.failing(ConnectionResetError(104, "reset by peer")), "check.storage"),
+    ],
+)
+def test_a_fault_of_the_store_is_undetermined_at_every_request(
+    bucket: str, uploaded: DeltaLocation, settled: Settings, store_of: Any, code: str, fast_retries: None
+) -> None:
+    verdict = judge_stored(store_of(), uploaded, Depth.STRUCTURE, settled).verdict
+    assert (verdict.status, codes(verdict)) == (Status.UNDETERMINED, [code])
+
+
+def test_a_delta_overwritten_while_it_is_read_is_undetermined(
+    bucket: str, flushed_delta: Path, put_delta: PutDelta, settled: Settings
+) -> None:
+    location = put_delta(flushed_delta, KEY)
+
+    def meddle(request: Any) -> None:
+        if "data_level0" in request.url:
+            boto3.client("s3").put_object(Bucket=bucket, Key=location.key(DATABASE), Body=b"another")
+
+    verdict = judge_stored(faults.doing(meddle), location, Depth.STRUCTURE, settled).verdict
+    # Whichever file is read first: the database is either refused by its ETag or was read whole before.
+    assert verdict.status in (Status.UNDETERMINED, Status.HEALTHY)
+
+
+def test_a_delta_above_the_cap_is_not_downloaded(flushed_delta: Path, put_delta: PutDelta) -> None:
+    location = put_delta(flushed_delta, KEY)
+    reads: list[str] = []
+    settings = Settings(settle_seconds=0, max_delta_bytes=10_000)
+    store = faults.doing(
+        lambda request: reads.append(request.url) if b"Range" not in str(request.headers).encode() else None
+    )
+    verdict = judge_stored(store, location, Depth.STRUCTURE, settings).verdict
+    assert (verdict.status, codes(verdict)) == (Status.UNDETERMINED, ["check.size_cap"])
+    assert "DELTAGUARD_MAX_DELTA_BYTES" in verdict.reason
+    assert len(reads) == 1, "the listing"
+    assert judge_folder(flushed_delta, Depth.STRUCTURE, settings).verdict.status is Status.UNDETERMINED
+
+
+def test_hostile_keys_are_noted_and_never_become_paths(
+    store: Store, bucket: str, flushed_delta: Path, put_delta: PutDelta, settled: Settings, tmp_path: Path
+) -> None:
+    location = put_delta(flushed_delta, KEY)
+    for name in ("../../escaped", "/etc/passwd", "a\\b", "\x1b[31mred"):
+        boto3.client("s3").put_object(Bucket=bucket, Key=location.key(name), Body=b"x")
+    verdict = judge_stored(store, location, Depth.STRUCTURE, settled).verdict
+    assert verdict.status is Status.HEALTHY
+    assert [note.code for note in verdict.notes] == ["layout.file_name_hostile"] * 4
+    assert all(note.file.isprintable() for note in verdict.notes)
+
+
+def test_nothing_is_left_on_the_disk_whatever_the_verdict(
+    store: Store,
+    flushed_delta: Path,
+    put_delta: PutDelta,
+    settled: Settings,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    location = put_delta(flushed_delta, KEY)
+    for given in (store, faults.answering("AccessDenied", 403, lambda request: "link_lists" in request.url)):
+        judge_stored(given, location, Depth.STRUCTURE, settled)
+        assert list(tmp_path.glob("deltaguard-*")) == []
+
+
+def test_a_local_delta_is_left_exactly_as_it_was(flushed_delta: Path, copy_of: CopyOf, settled: Settings) -> None:
+    folder = copy_of(flushed_delta)
+    before = {path: (path.stat().st_mtime_ns, path.read_bytes()) for path in folder.rglob("*") if path.is_file()}
+    judge_folder(folder, Depth.STRUCTURE, settled)
+    after = {path: (path.stat().st_mtime_ns, path.read_bytes()) for path in folder.rglob("*") if path.is_file()}
+    assert after == before
+
+
+def test_links_are_not_followed(healthy_delta: Path, tmp_path: Path, settled: Settings) -> None:
+    folder = tmp_path / "linked"
+    folder.mkdir()
+    (folder / DATABASE).symlink_to("/etc/passwd")
+    verdict = judge_folder(folder, Depth.STRUCTURE, settled).verdict
+    assert (verdict.status, codes(verdict)) == (Status.UNDETERMINED, ["check.local_io"])
+    assert "root:" not in verdict.reason
+
+
+def test_a_pipe_among_the_files_does_not_block(tmp_path: Path, settled: Settings) -> None:
+    os.mkfifo(tmp_path / DATABASE)
+    assert judge_folder(tmp_path, Depth.STRUCTURE, settled).verdict.status is Status.UNDETERMINED
+
+
+def test_no_folder_is_a_target_error(tmp_path: Path, settled: Settings) -> None:
+    with pytest.raises(TargetError, match="no such folder"):
+        judge_folder(tmp_path / "nowhere", Depth.LISTING, settled)
+
+
+def test_a_manifest_is_believed_in_a_local_folder_too(
+    bucket: str, uploaded: DeltaLocation, flushed_delta: Path, copy_of: CopyOf, settled: Settings
+) -> None:
+    folder = copy_of(flushed_delta)
+    boto3.client("s3").download_file(bucket, uploaded.key(MANIFEST), str(folder / MANIFEST))
+    assert judge_folder(folder, Depth.LISTING, settled).checksums_proven
+    (folder / DATABASE).write_bytes(flip((folder / DATABASE).read_bytes()))
+    assert codes(judge_folder(folder, Depth.LISTING, settled).verdict) == ["manifest.checksum_differs"]

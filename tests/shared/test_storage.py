@@ -1,0 +1,140 @@
+"""The edge to S3: conditions hold, errors leave as this project's own, and nothing is retried twice over."""
+
+from __future__ import annotations
+
+import base64
+from pathlib import Path
+from typing import Any
+
+import boto3
+import pytest
+from awscrt.checksums import crc64nvme
+
+from shared.delta import MAX_FILES, DeltaFile, DeltaLocation
+from shared.errors import ObjectChanged, ObjectGone, StorageError
+from shared.manifest import encode_checksum
+from shared.storage import Store, current_store
+from tests import faults
+
+
+@pytest.fixture
+def put(bucket: str) -> Any:
+    return lambda key, body=b"content": (
+        boto3.client("s3").put_object(Bucket=bucket, Key=key, Body=body)["ETag"].strip('"')
+    )
+
+
+def test_walking_follows_every_page_in_the_order_of_keys(store: Store, bucket: str, put: Any) -> None:
+    for number in range(1005):
+        put(f"many/{number:04d}", b"")
+    keys = [key for key, _ in store.walk(bucket, "many/")]
+    assert keys == [f"many/{number:04d}" for number in range(1005)]
+
+
+def test_a_listing_has_names_below_the_prefix_and_no_folder_marker(store: Store, bucket: str, put: Any) -> None:
+    put("d/1/")
+    put("d/1/a b+c")
+    put("d/10/other")
+    assert [file.name for file in store.list_delta(DeltaLocation(bucket, "d/1/")).files] == ["a b+c"]
+
+
+def test_an_endless_listing_is_not_read_to_its_end(store: Store, bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("shared.storage.MAX_FILES", 2)
+    assert MAX_FILES > 10_000
+    for number in range(4):
+        boto3.client("s3").put_object(Bucket=bucket, Key=f"d/{number}", Body=b"")
+    with pytest.raises(StorageError) as raised:
+        store.list_delta(DeltaLocation(bucket, "d/"))
+    assert raised.value.code == "check.size_cap"
+
+
+def test_an_upload_keeps_the_checksum_of_the_whole_object(store: Store, bucket: str, tmp_path: Path) -> None:
+    data = bytes(range(256)) * 100
+    (tmp_path / "file").write_bytes(data)
+    store.upload(bucket, "one", tmp_path / "file")
+    stored = store.head(bucket, "one")
+    assert stored.crc64nvme == encode_checksum(crc64nvme(data))
+    assert store.checksum(bucket, "one", stored.etag) == stored.crc64nvme
+    assert base64.b64decode(str(stored.crc64nvme)) == crc64nvme(data).to_bytes(8, "big")
+
+
+def test_a_range_of_an_empty_object_is_empty(store: Store, bucket: str, put: Any) -> None:
+    put("empty", b"")
+    assert store.read(bucket, "empty", 100) == b""
+    put("short", b"abc")
+    assert store.read(bucket, "short", 100) == b"abc"
+    assert store.read(bucket, "short", 2) == b"ab"
+
+
+def test_a_download_takes_only_the_object_that_was_listed(store: Store, bucket: str, put: Any, tmp_path: Path) -> None:
+    put("d/1/file", b"old")
+    (file,) = store.list_delta(DeltaLocation(bucket, "d/1/")).files
+    put("d/1/file", b"new")
+    with pytest.raises(ObjectChanged):
+        store.download(DeltaLocation(bucket, "d/1/"), file, tmp_path / "file")
+
+
+def test_a_download_that_ends_early_or_late_is_an_error(store: Store, bucket: str, put: Any, tmp_path: Path) -> None:
+    etag = put("d/1/file", b"12345")
+    for size in (4, 6):
+        file = DeltaFile("file", size, etag, store.list_delta(DeltaLocation(bucket, "d/1/")).files[0].modified)
+        with pytest.raises(StorageError, match=f"{size} were listed"):
+            store.download(DeltaLocation(bucket, "d/1/"), file, tmp_path / f"file-{size}")
+
+
+def test_a_delete_takes_only_the_object_that_was_judged(store: Store, bucket: str, put: Any) -> None:
+    etag = put("one")
+    put("one", b"newer")
+    with pytest.raises(ObjectChanged):
+        store.delete(bucket, "one", etag)
+    assert store.head(bucket, "one").size == 5
+    store.delete(bucket, "one", store.head(bucket, "one").etag)
+    with pytest.raises(ObjectGone):
+        store.head(bucket, "one")
+
+
+def test_deleting_what_is_gone_is_no_error(store: Store, bucket: str) -> None:
+    store.delete(bucket, "never", "0" * 32)
+
+
+def test_only_the_first_of_two_exclusive_writes_counts(store: Store, bucket: str) -> None:
+    assert store.put(bucket, "one", b"first", only_if_absent=True)
+    assert not store.put(bucket, "one", b"second", only_if_absent=True)
+    assert store.read(bucket, "one", 10) == b"first"
+
+
+@pytest.mark.parametrize(
+    ("code", "status", "finding"),
+    [
+        ("AccessDenied", 403, "check.access_denied"),
+        ("SlowDown", 503, "check.throttled"),
+        ("InternalError", 500, "check.storage"),
+        ("NoSuchBucket", 404, "check.gone"),
+    ],
+)
+def test_errors_say_what_was_tried_on_which_object(
+    bucket: str, fast_retries: None, code: str, status: int, finding: str
+) -> None:
+    store = faults.answering(code, status)
+    with pytest.raises(StorageError, match=rf"reading s3://{bucket}/some/key: {code}: injected") as raised:
+        store.read(bucket, "some/key", 10)
+    assert (raised.value.code, raised.value.s3_code) == (finding, code)
+
+
+def test_a_throttled_request_is_made_five_times_and_not_more(bucket: str, fast_retries: None) -> None:
+    seen: list[str] = []
+
+    def throttle(request: Any) -> bool:
+        seen.append(request.url)
+        return True
+
+    with pytest.raises(StorageError):
+        faults.answering("SlowDown", 503, throttle).read(bucket, "key", 1)
+    assert len(seen) == 5
+
+
+def test_the_store_of_an_environment_is_made_once_and_follows_it(aws: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = current_store()
+    assert current_store() is first
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "rotated")
+    assert current_store() is not first
