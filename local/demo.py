@@ -28,7 +28,7 @@ from local.deltas import DeltaRecipe, build_delta, copy_across_commit
 from local.stack import LocalStack, running_stack
 from scanner.gate import ChunkRejected, precheck
 from shared.delta import DATABASE, DeltaLocation
-from shared.quarantine import RECORD, latest_record
+from shared.quarantine import RECORD, QuarantineRecord, latest_record
 from shared.settings import Settings
 from shared.storage import Store, current_store
 from shared.upload import upload_delta
@@ -237,23 +237,27 @@ def _show_quarantine(
     location = DeltaLocation(_BUCKET, f"{key}/")
     held = latest_record(store, location, Settings.from_environment())
     if held is None:
-        claims.check(f"{key} is in quarantine", False)
+        claims.check(f"{key} is in quarantine", held=False)
         return
     place, record = held
-    console.print(f"Beside the files of {key}, {RECORD} says why and how to put them back:", soft_wrap=True)
-    shown = json.loads(record.model_dump_json())
-    shown["verdict"] = {name: shown["verdict"][name] for name in ("status", "depth", "findings")}
-    for long, most in ((shown["verdict"]["findings"], 2), (shown["files"], 1)):
-        if len(long) > most:
-            long[most:] = [f"... and {len(long) - most} more"]
-    console.print(Panel(Syntax(json.dumps(shown, indent=1), "json", background_color="default", word_wrap=True)))
+    if record.prefix.endswith("04-batch-d/"):
+        console.print(f"Beside the files of {key}, {RECORD} says why and how to put them back:", soft_wrap=True)
+        console.print(Panel(Syntax(_shortened(record), "json", background_color="default", word_wrap=True)))
     originals = {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
     copies = {
         file.name: stack.s3.get_object(Bucket=place.bucket, Key=place.key(file.name))["Body"].read()
         for file in record.files
     }
-    claims.check("every file lies in quarantine, byte for byte", originals == copies)
+    claims.check(f"every file of {key} lies in quarantine, byte for byte", originals == copies)
     claims.check("nothing of it is left in its place", not store.list_delta(location).files)
+
+
+def _shortened(record: QuarantineRecord) -> str:
+    shown = json.loads(record.model_dump_json())
+    shown["fingerprint"] = shown["fingerprint"][:16] + "..."
+    shown["verdict"] = {name: shown["verdict"][name] for name in ("status", "depth", "findings")}
+    shown["files"][1:] = [f"... and {len(shown['files']) - 1} more"]
+    return json.dumps(shown, indent=1, ensure_ascii=False)
 
 
 def _show_gate(console: Console, keys: list[str], bad: set[str], claims: _Claims) -> None:

@@ -27,7 +27,7 @@ Exit status:
 _LATER = {
     "demo": (
         "local.demo:demo",
-        "Play corruption, quarantine and recovery through on this machine.",
+        "Watch broken deltas being caught, quarantined and refused, on this machine.",
         "deltaguard[demo]",
     ),
 }

@@ -59,6 +59,11 @@ _REQUIRED_SINCE: dict[str, tuple[str, int]] = {
 FULLTEXT = "embedding_fulltext_search"
 _FULLTEXT_SQL = re.compile(r"create virtual table \W?embedding_fulltext_search\W? using fts5\s*\(\s*string_value\s*,\s*"
                            r"tokenize\s*=\s*'trigram'\s*\)", re.IGNORECASE)  # fmt: skip
+_DOCUMENTS_MISSING = """
+    SELECT count(*) FROM delta.embedding_metadata AS m
+    LEFT JOIN delta.embedding_fulltext_search_content AS f ON f.id = m.id
+    WHERE m.key = 'chroma:document' AND f.c0 IS NOT m.string_value
+"""
 _FULLTEXT_PARTS = {
     "data": "id, block",
     "idx": "segid, term, pgno",
@@ -282,36 +287,32 @@ def inspect_fulltext(path: Path, seconds: float) -> list[Finding]:
 
 def _check_fulltext(memory: sqlite3.Connection) -> list[Finding]:
     try:
-        for part, columns in _FULLTEXT_PARTS.items():
-            memory.execute(f"DELETE FROM fts_{part}")  # noqa: S608 - names of this module
-            memory.execute(f"INSERT INTO fts_{part} ({columns}) SELECT {columns} FROM delta.{FULLTEXT}_{part}")  # noqa: S608
         # Its schema is exactly Chroma's (see inspect_schema). Too short a pattern for the terms: only texts are read.
         memory.execute(f"SELECT count(*) FROM delta.{FULLTEXT} WHERE string_value LIKE '%a%'").fetchone()  # noqa: S608
-        ((missing,),) = memory.execute(
-            "SELECT count(*) FROM delta.embedding_metadata AS m LEFT JOIN fts_content AS f ON f.id = m.id "
-            "WHERE m.key = 'chroma:document' AND f.c0 IS NOT m.string_value"
-        )
+        ((missing,),) = memory.execute(_DOCUMENTS_MISSING)
     except sqlite3.Error as error:
-        # The statements are constant, so a plain SQLITE_ERROR too says that the shadow tables are not fit for them.
-        if error.sqlite_errorcode & 0xFF not in (*_CORRUPT, sqlite3.SQLITE_ERROR, sqlite3.SQLITE_CONSTRAINT):
-            raise
-        detail = f"full-text index: {error} (SQLite {sqlite3.sqlite_version})"
-        return [Finding("sqlite.fulltext_unusable", DATABASE, detail)]
+        return [_fulltext_finding("sqlite.fulltext_unusable", error)]
     if missing:
         detail = f"full-text index: {missing} documents are missing from it or differ"
         return [Finding("sqlite.fulltext_unusable", DATABASE, detail)]
-    return _check_terms(memory)
-
-
-def _check_terms(memory: sqlite3.Connection) -> list[Finding]:
     try:
+        for part, columns in _FULLTEXT_PARTS.items():
+            memory.execute(f"DELETE FROM fts_{part}")  # noqa: S608 - names of this module
+            memory.execute(f"INSERT INTO fts_{part} ({columns}) SELECT {columns} FROM delta.{FULLTEXT}_{part}")  # noqa: S608
         memory.execute("INSERT INTO fts(fts) VALUES('integrity-check')")
     except sqlite3.Error as error:
-        if error.sqlite_errorcode & 0xFF not in (*_CORRUPT, sqlite3.SQLITE_ERROR):
-            raise
-        detail = f"full-text index: {error} (SQLite {sqlite3.sqlite_version})"
-        return [Finding("sqlite.fulltext_terms_damaged", DATABASE, detail)]
+        return [_fulltext_finding("sqlite.fulltext_terms_damaged", error)]
     return []
+
+
+def _fulltext_finding(code: str, error: sqlite3.Error) -> Finding:
+    """The finding that an error of one of the constant statements stands for; the environment's are raised on.
+
+    As the statements are constant, a plain SQLITE_ERROR too says that the shadow tables are not fit for them.
+    """
+    if error.sqlite_errorcode & 0xFF not in (*_CORRUPT, sqlite3.SQLITE_ERROR, sqlite3.SQLITE_CONSTRAINT):
+        raise error
+    return Finding(code, DATABASE, f"full-text index: {error} (SQLite {sqlite3.sqlite_version})")
 
 
 def _read_only_uri(path: Path) -> str:

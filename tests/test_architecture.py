@@ -1,0 +1,18 @@
+"""The picture in docs/architecture.md shows every module and nothing that is not there."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+ROOMS = {"local", "validator", "scanner", "shared"}
+
+
+def test_the_picture_matches_the_code() -> None:
+    text = (ROOT / "docs/architecture.md").read_text()
+    picture = re.sub(r"#.*", "", text.partition("```text\n")[2].partition("```")[0])
+    drawn = set(re.findall(r"[a-z_]{2,}", picture))
+    files = (path for room in ROOMS for path in (ROOT / room).rglob("*.py"))
+    modules = {path.stem for path in files if not path.stem.startswith("__")}
+    assert drawn == modules | ROOMS | {"inspection"}
