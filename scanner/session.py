@@ -15,6 +15,7 @@ from rich.console import Console
 from rich.progress import MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from scanner.discovery import find_folders
+from scanner.interruption import interruptible
 from scanner.judge import Judge
 from scanner.report import REPORTS, Output
 from scanner.scan import Tally, default_jobs, judge_all
@@ -114,13 +115,15 @@ def _judge_and_report(
         streamed_to_terminal = options.format != "table" and output.stream.isatty()
         try:
             with (
+                interruptible() as interruption,
                 _progress(total, quiet=streamed_to_terminal) as progress,
                 closing(judge_all(deltas, judge, options.threads)) as verdicts,
             ):
                 for verdict in verdicts:
-                    tally.add(verdict)
-                    report.add(verdict)
-                    progress(tally)
+                    with interruption.step():  # what is reported is counted, and the other way round
+                        tally.add(verdict)
+                        report.add(verdict)
+                        progress(tally)
         except KeyboardInterrupt:
             tally.interrupted = True
             click.echo("interrupted; checks that still run end first (Ctrl-C again: at once)", err=True)

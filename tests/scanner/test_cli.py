@@ -294,13 +294,17 @@ class TestProcess:
     def test_ctrl_c_ends_with_the_summary_so_far(self, many: Path) -> None:
         program = started("scan", many, "--format", "ndjson")
         assert program.stdout is not None
+        assert program.stderr is not None
         program.stdout.readline()
         program.send_signal(signal.SIGINT)
-        stdout, stderr = program.communicate(timeout=30)
-        *verdicts, summary = map(json.loads, stdout.splitlines())
-        assert program.returncode == 130
+        # Not communicate(): it would miss the lines that readline() has buffered.
+        *verdicts, summary = map(json.loads, program.stdout.read().splitlines())
+        stderr = program.stderr.read()
+        assert program.wait(timeout=30) == 130
         assert summary["summary"]["total"] == len(verdicts) + 1 < 600
         assert "Traceback" not in stderr
+        program.stdout.close()
+        program.stderr.close()
 
     def test_a_reader_that_goes_away_ends_it_quietly(self, many: Path) -> None:
         program = started("scan", many, "--format", "ndjson")
