@@ -58,7 +58,6 @@ CATALOGUE: dict[str, FindingKind] = {
     "sqlite.table_replaced": FindingKind(_P, "A view or virtual table stands in a table's place: not Chroma's."),
     "sqlite.schema_newer": FindingKind(_U, "A migration newer than any known: these rules cannot judge it."),
     "sqlite.fulltext_unusable": FindingKind(_P, "The full-text index cannot answer queries, or answers wrongly."),
-    "sqlite.fulltext_terms_damaged": FindingKind(_N, "Full-text terms are damaged; Chroma 1.5 reads none of them."),
     # vector index
     "hnsw.header_invalid": FindingKind(_P, "A field of header.bin contradicts the format or the other fields."),
     "hnsw.size_mismatch": FindingKind(_P, "An index file is not as long as the header says."),

@@ -101,7 +101,7 @@ def _structure(listing: Listing, folder: Path, examination: Examination) -> tupl
             observed += check(connection)
             if status_of(observed) is not Status.HEALTHY:
                 return ()
-        observed += sqlite.inspect_fulltext(database, _SQL_SECONDS)
+        observed += sqlite.inspect_fulltext(connection)
         collections, found = records.read_collections(connection)
         observed += found
         segments = layout.segments_in(listing)

@@ -117,6 +117,12 @@ def inspect_index(segment: str, files: Mapping[str, NDArray[np.uint8]], dimensio
     return Index(ids, findings)
 
 
+def rows_not_finite(matrix: NDArray[np.float32]) -> NDArray[np.bool_]:
+    """Which rows of a matrix (rows x dimension) hold NaN or infinity: times zero, both are NaN, and all else is 0."""
+    with np.errstate(invalid="ignore"):
+        return np.isnan(matrix @ np.zeros(matrix.shape[1], dtype=np.float32))
+
+
 def _contradictions(header: IndexHeader) -> list[str]:
     expected: list[tuple[str, object, object]] = [
         ("version", header.version, 1),
@@ -182,20 +188,20 @@ def _level0(segment: str, header: IndexHeader, records: NDArray[np.uint8]) -> li
     name = f"{segment}/data_level0.bin"
     findings: list[Finding] = []
     step = max(1, _BLOCK_BYTES // header.record_size)
+    words = records.view("<u4")  # a record is a multiple of four bytes, so every field is a column of these
+    vector = slice(header.data_offset // 4, header.label_offset // 4)
     positions = np.arange(header.max_links_level0, dtype=np.uint32)
     links_bad = links_first = vectors_bad = vectors_first = 0
     for start in range(0, header.count, step):
-        block = records[start : start + step]
-        counts = block[:, :2].copy().view("<u2")[:, 0]
-        neighbours = block[:, 4 : header.data_offset].copy().view("<u4")
+        block = words[start : start + step]
+        counts = block[:, 0] & 0xFFFF
+        neighbours = block[:, 1 : 1 + header.max_links_level0]
         outside = (neighbours >= header.count) & (positions < counts[:, None])
         broken = np.flatnonzero(outside.any(axis=1) | (counts > header.max_links_level0))
         if broken.size and not links_bad:
             links_first = start + int(broken[0])
         links_bad += broken.size
-        # A float32 is NaN or infinite when all its exponent bits are set; comparing integers is cheaper than isfinite.
-        bits = block[:, header.data_offset : header.label_offset].copy().view("<u4")
-        broken = np.flatnonzero(((bits & 0x7F800000) == 0x7F800000).any(axis=1))
+        broken = np.flatnonzero(rows_not_finite(block[:, vector].view("<f4")))
         if broken.size and not vectors_bad:
             vectors_first = start + int(broken[0])
         vectors_bad += broken.size

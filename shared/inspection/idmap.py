@@ -15,6 +15,7 @@ from typing import Any, TypeGuard
 from shared.delta import printable
 
 _PERSISTENT_DATA = ("chromadb.segment.impl.vector.local_persistent_hnsw", "PersistentData")
+_TEXT, _INTEGER, _STOP = ord("X"), ord("J"), ord(".")
 _MAX_DICTS = 16  # Chroma writes four
 MAX_SEQUENCE_NUMBER = 2**63 - 1
 _MARK = object()
@@ -88,16 +89,29 @@ class _Machine:
         self._dicts = 0
 
     def run(self) -> object:
-        data, operations = self._data, _OPERATIONS
+        data, operations, stack = self._data, _OPERATIONS, self._stack
         while True:
-            opcode = data[self._at]
-            self._at += 1
-            if opcode == _STOP:
-                return self._stack.pop()
-            operation = operations.get(opcode)
-            if operation is None:
-                raise IdMapError(f"instruction {bytes([opcode])!r} at offset {self._at - 1} is none that Chroma writes")
-            operation(self)
+            at = self._at
+            opcode = data[at]
+            # The two instructions that an id map of 1.x consists of, without the calls.
+            if opcode == _TEXT:
+                (length,) = _U32(data, at + 1)
+                end = at + 5 + length
+                if end > len(data):
+                    raise IdMapError(f"{length} bytes announced at offset {at + 1}, {len(data) - at - 5} are there")
+                stack.append(data[at + 5 : end].decode())
+                self._at = end
+            elif opcode == _INTEGER:
+                stack.append(_I32(data, at + 1)[0])
+                self._at = at + 5
+            elif opcode == _STOP:
+                return stack.pop()
+            else:
+                self._at = at + 1
+                operation = operations.get(opcode)
+                if operation is None:
+                    raise IdMapError(f"instruction {bytes([opcode])!r} at offset {at} is none that Chroma writes")
+                operation(self)
 
     def _take(self, count: int) -> bytes:
         start = self._at
@@ -120,20 +134,14 @@ class _Machine:
     def short_text(self) -> None:
         self._stack.append(self._take(self._take(1)[0]).decode())
 
-    def text(self) -> None:
-        self._stack.append(self._take(self._number(_U32, 4)).decode("utf-8", "surrogatepass"))
-
     def long_text(self) -> None:
-        self._stack.append(self._take(self._number(_U64, 8)).decode("utf-8", "surrogatepass"))
+        self._stack.append(self._take(self._number(_U64, 8)).decode())
 
     def byte(self) -> None:
         self._stack.append(self._take(1)[0])
 
     def unsigned_short(self) -> None:
         self._stack.append(self._number(_U16, 2))
-
-    def integer(self) -> None:
-        self._stack.append(self._number(_I32, 4))
 
     def long_integer(self) -> None:
         self._stack.append(int.from_bytes(self._take(self._take(1)[0]), "little", signed=True))
@@ -219,10 +227,9 @@ class _Machine:
         raise HostileIdMapError(f"calls a function at offset {self._at - 1}; it was not run")
 
 
-_STOP = ord(".")
 _OPERATIONS: dict[int, Callable[[_Machine], None]] = {
-    0x80: _Machine.protocol, 0x95: _Machine.frame, 0x8C: _Machine.short_text, ord("X"): _Machine.text,
-    0x8D: _Machine.long_text, ord("K"): _Machine.byte, ord("M"): _Machine.unsigned_short, ord("J"): _Machine.integer,
+    0x80: _Machine.protocol, 0x95: _Machine.frame, 0x8C: _Machine.short_text,
+    0x8D: _Machine.long_text, ord("K"): _Machine.byte, ord("M"): _Machine.unsigned_short,
     0x8A: _Machine.long_integer, ord("N"): _Machine.none, ord("}"): _Machine.empty_dict, ord(")"): _Machine.empty_tuple,
     ord("("): _Machine.mark, ord("u"): _Machine.set_items, ord("s"): _Machine.set_item, 0x94: _Machine.memoize,
     ord("q"): _Machine.put, ord("r"): _Machine.long_put, ord("h"): _Machine.get, ord("j"): _Machine.long_get,

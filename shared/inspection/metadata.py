@@ -13,7 +13,7 @@ import sqlite3
 from typing import Any, NoReturn
 
 _ROWS = """
-    SELECT e.embedding_id, m.key, m.string_value, m.int_value, m.float_value, m.bool_value
+    SELECT e.embedding_id, m.key, coalesce(m.string_value, m.int_value, m.float_value, m.bool_value)
     FROM embeddings AS e JOIN embedding_metadata AS m ON m.id = e.id
     WHERE e.segment_id = ? AND e.embedding_id IN (SELECT id FROM embeddings_queue WHERE substr(topic, -36) = ?)
 """
@@ -31,7 +31,7 @@ def parse(text: object) -> dict[str, Any]:
     if not isinstance(text, str):
         raise ValueError(f"a {type(text).__name__} instead of JSON")
     try:
-        metadata = json.loads(text, parse_constant=_refuse)
+        metadata = _decode(text)
     except RecursionError as error:
         raise ValueError("nested too deeply") from error
     if not isinstance(metadata, dict):
@@ -72,25 +72,23 @@ class ExpectedMetadata:
         """
         if not any(self._expected.values()):
             return []
-        wanted = {(id_, key): value for id_, values in self._expected.items() for key, value in values.items()}
-        for id_, key, *values in connection.execute(_ROWS, (segment, collection)):
-            if (id_, key) in wanted and _same(wanted[id_, key], values):
-                del wanted[id_, key]
-        # Lists and sparse vectors are kept in other tables and forms.
-        return [place for place, value in wanted.items() if not isinstance(value, list | dict)]
+        rows = connection.execute(_ROWS, (segment, collection)).fetchall()
+        wanted = [(id_, key, value) for id_, values in self._expected.items() for key, value in values.items()]
+        # Equal tuples need no further look, and nearly all are equal: JSON's true equals the 1 of a row.
+        simple = {place for place in wanted if type(place[2]) not in (list, dict)}  # these are kept in other tables
+        suspicious = simple.difference(rows)
+        stored = {(id_, key): value for id_, key, value in rows} if suspicious else {}
+        return [(id_, key) for id_, key, value in suspicious if not _close(value, stored.get((id_, key)))]
 
 
-def _same(expected: Any, values: list[Any]) -> bool:
-    text, whole, real, truth = values
-    if isinstance(expected, bool):
-        return truth is not None and bool(truth) == expected
-    if isinstance(expected, str):
-        return bool(text == expected)
-    if isinstance(expected, int | float):
-        number = whole if whole is not None else real
-        return isinstance(number, int | float) and math.isclose(number, expected, rel_tol=_DIGITS)
-    return True
+def _close(expected: Any, stored: object) -> bool:
+    """Whether two numbers are the same but for the last digits. Lists and sparse vectors never come here."""
+    numbers = isinstance(expected, int | float) and isinstance(stored, int | float)
+    return numbers and math.isclose(expected, stored, rel_tol=_DIGITS)  # type: ignore[arg-type]
 
 
 def _refuse(constant: str) -> NoReturn:
     raise ValueError(f"{constant} is not JSON")
+
+
+_decode = json.JSONDecoder(parse_constant=_refuse).decode

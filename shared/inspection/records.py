@@ -10,14 +10,16 @@ A delta that breaks it has lost vectors or ids, however happily it opens.
 from __future__ import annotations
 
 import hashlib
+import re
 import sqlite3
 from collections.abc import Mapping, Set
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from shared.delta import DATABASE, printable
+from shared.inspection.hnsw import rows_not_finite
 from shared.inspection.idmap import MAX_SEQUENCE_NUMBER, IdMap
 from shared.inspection.metadata import ExpectedMetadata, parse
 from shared.inspection.sqlite import explained
@@ -30,8 +32,14 @@ _QUEUE = """
     SELECT seq_id, operation, id, vector, encoding, metadata FROM embeddings_queue
     WHERE substr(topic, -36) = ? AND seq_id > ? ORDER BY seq_id
 """
+_IDS = """
+    SELECT embedding_id FROM embeddings WHERE segment_id = ? AND typeof(embedding_id) = 'text'
+    AND (typeof(seq_id) = 'integer' OR typeof(seq_id) = 'blob' AND length(seq_id) = 8)
+"""
+_COUNT = "SELECT count(*) FROM embeddings WHERE segment_id = ?"
 _BATCH_BYTES = 4 * 1024 * 1024
 _IDS_SHOWN = 3
+_NOT_UTF8 = re.compile("[\udc80-\udcff]")
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,25 +165,17 @@ def digest_of(ids: set[str]) -> str:
 
 
 def _metadata_ids(connection: sqlite3.Connection, collection: Collection) -> tuple[set[str], list[Finding]]:
-    ids: set[str] = set()
-    unreadable = 0
-    rows = connection.execute(
-        "SELECT embedding_id, typeof(seq_id), length(seq_id) FROM embeddings WHERE segment_id = ?",
-        (collection.metadata_segment,),
-    )
-    for id_, kind, length in rows:
-        if isinstance(id_, str) and (kind == "integer" or (kind, length) == ("blob", 8)) and _is_text(id_):
-            ids.add(id_)
-        else:
-            unreadable += 1
-    if not unreadable:
+    ids = {id_ for (id_,) in connection.execute(_IDS, (collection.metadata_segment,))}
+    ((rows,),) = connection.execute(_COUNT, (collection.metadata_segment,))
+    if not _is_text("".join(ids)):
+        ids = set(filter(_is_text, ids))
+    if len(ids) == rows:
         return ids, []
-    detail = f"{unreadable} rows of embeddings in {_shown(collection.name)} have an id or seq_id of a wrong type"
+    detail = f"{rows - len(ids)} rows of embeddings in {_shown(collection.name)} have an id or seq_id of a wrong type"
     return ids, [Finding("records.row_unreadable", DATABASE, detail)]
 
 
-@dataclass(frozen=True, slots=True)
-class _Operation:
+class _Operation(NamedTuple):
     """One operation of the queue whose id and kind can be read; its metadata is None when that cannot."""
 
     seq_id: int
@@ -350,8 +350,13 @@ class _VectorProblems:
 
     def _look(self) -> None:
         vectors = [vector for _, _, vector in self._waiting if vector is not None]
-        bits = np.frombuffer(b"".join(vectors), dtype="<u4").reshape(len(vectors), self._dimension or 0)
-        broken = iter(((bits & 0x7F800000) == 0x7F800000).any(axis=1).tolist())
+        matrix = np.frombuffer(b"".join(vectors), dtype="<f4").reshape(len(vectors), self._dimension or 0)
+        not_finite = rows_not_finite(matrix)
+        if not self._wrong and not not_finite.any():
+            self._waiting.clear()
+            self._bytes = 0
+            return
+        broken = iter(not_finite.tolist())
         for id_, seq_id, vector in self._waiting:
             if vector is not None and next(broken):
                 self._wrong[id_] = ("records.vector_not_finite", seq_id, "NaN or infinity")
@@ -374,7 +379,7 @@ def _is_dimension(value: object) -> bool:
 
 def _is_text(text: str) -> bool:
     """Whether the stored bytes were UTF-8; others come in as lone surrogates (see `sqlite.opened`)."""
-    return text.isascii() or not any("\udc80" <= c <= "\udcff" for c in text)
+    return text.isascii() or not _NOT_UTF8.search(text)
 
 
 def _shown(value: object) -> str:

@@ -13,6 +13,7 @@ import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from urllib.parse import quote
 
@@ -59,18 +60,12 @@ _REQUIRED_SINCE: dict[str, tuple[str, int]] = {
 FULLTEXT = "embedding_fulltext_search"
 _FULLTEXT_SQL = re.compile(r"create virtual table \W?embedding_fulltext_search\W? using fts5\s*\(\s*string_value\s*,\s*"
                            r"tokenize\s*=\s*'trigram'\s*\)", re.IGNORECASE)  # fmt: skip
+_FULLTEXT_QUERY = "SELECT count(*) FROM embedding_fulltext_search WHERE string_value LIKE '%a%'"
 _DOCUMENTS_MISSING = """
-    SELECT count(*) FROM delta.embedding_metadata AS m
-    LEFT JOIN delta.embedding_fulltext_search_content AS f ON f.id = m.id
+    SELECT count(*) FROM embedding_metadata AS m
+    LEFT JOIN embedding_fulltext_search_content AS f ON f.id = m.id
     WHERE m.key = 'chroma:document' AND f.c0 IS NOT m.string_value
 """
-_FULLTEXT_PARTS = {
-    "data": "id, block",
-    "idx": "segid, term, pgno",
-    "content": "id, c0",
-    "docsize": "id, sz",
-    "config": "k, v",
-}
 
 
 def inspect_header(head: bytes, size: int) -> list[Finding]:
@@ -131,7 +126,7 @@ def opened(path: Path, seconds: float) -> Iterator[sqlite3.Connection]:
     deadline = time.monotonic() + seconds
     with closing(connection):
         connection.set_progress_handler(lambda: time.monotonic() > deadline, _PROGRESS_STEPS)
-        connection.text_factory = lambda raw: raw.decode("utf-8", "surrogateescape")
+        connection.text_factory = partial(str, encoding="utf-8", errors="surrogateescape")
         connection.execute("PRAGMA trusted_schema=OFF")
         connection.execute("PRAGMA cell_size_check=ON")
         yield connection
@@ -260,59 +255,28 @@ def _missing(schema: _Schema, applied: dict[str, int]) -> list[Finding]:
     return findings
 
 
-def inspect_fulltext(path: Path, seconds: float) -> list[Finding]:
+def inspect_fulltext(connection: sqlite3.Connection) -> list[Finding]:
     """Whether the full-text table can answer Chroma's queries, and whether it holds every document.
 
-    Chroma 1.5 reads its texts and never its terms, so damaged terms are a note. SQLite's own check of them
-    (https://www.sqlite.org/fts5.html#the_integrity_check_command) needs a table it may write; the five shadow tables
-    are copied into memory for it, under a schema written here.
-
-    Args:
-        path: The database file.
-        seconds: Time after which any statement is interrupted.
+    Chroma 1.5 reads its texts and never its terms, so the terms are not looked at: damage there loses nothing.
     """
-    deadline = time.monotonic() + seconds
-    with (
-        explained("reading the full-text index") as unread,
-        closing(sqlite3.connect("file::memory:", uri=True, isolation_level=None)) as memory,
-    ):
-        memory.set_progress_handler(lambda: time.monotonic() > deadline, _PROGRESS_STEPS)
-        memory.execute("PRAGMA trusted_schema=OFF")
-        memory.execute("CREATE VIRTUAL TABLE fts USING fts5(string_value, tokenize='trigram')")
-        memory.execute("ATTACH ? AS delta", (_read_only_uri(path),))
-        memory.execute("BEGIN")
-        return _check_fulltext(memory)
-    return unread
-
-
-def _check_fulltext(memory: sqlite3.Connection) -> list[Finding]:
+    missing = 0
     try:
-        # Its schema is exactly Chroma's (see inspect_schema). Too short a pattern for the terms: only texts are read.
-        memory.execute(f"SELECT count(*) FROM delta.{FULLTEXT} WHERE string_value LIKE '%a%'").fetchone()  # noqa: S608
-        ((missing,),) = memory.execute(_DOCUMENTS_MISSING)
-    except sqlite3.Error as error:
-        return [_fulltext_finding("sqlite.fulltext_unusable", error)]
+        with explained("reading the full-text table") as findings:
+            # Its schema is exactly Chroma's (see inspect_schema). Too short a pattern for the terms: texts are read.
+            connection.execute(_FULLTEXT_QUERY).fetchone()
+            ((missing,),) = connection.execute(_DOCUMENTS_MISSING)
+    except CouldNotCheck as fault:
+        # The statements are constant, so a plain SQL error says that the tables are not fit for them.
+        if getattr(fault.__cause__, "sqlite_errorcode", 0) & 0xFF != sqlite3.SQLITE_ERROR:
+            raise
+        findings.append(Finding("sqlite.fulltext_unusable", DATABASE, fault.detail))
+    if findings:
+        return [Finding("sqlite.fulltext_unusable", DATABASE, finding.detail) for finding in findings]
     if missing:
-        detail = f"full-text index: {missing} documents are missing from it or differ"
+        detail = f"{missing} documents are missing from the full-text table or differ there"
         return [Finding("sqlite.fulltext_unusable", DATABASE, detail)]
-    try:
-        for part, columns in _FULLTEXT_PARTS.items():
-            memory.execute(f"DELETE FROM fts_{part}")  # noqa: S608 - names of this module
-            memory.execute(f"INSERT INTO fts_{part} ({columns}) SELECT {columns} FROM delta.{FULLTEXT}_{part}")  # noqa: S608
-        memory.execute("INSERT INTO fts(fts) VALUES('integrity-check')")
-    except sqlite3.Error as error:
-        return [_fulltext_finding("sqlite.fulltext_terms_damaged", error)]
     return []
-
-
-def _fulltext_finding(code: str, error: sqlite3.Error) -> Finding:
-    """The finding that an error of one of the constant statements stands for; the environment's are raised on.
-
-    As the statements are constant, a plain SQLITE_ERROR too says that the shadow tables are not fit for them.
-    """
-    if error.sqlite_errorcode & 0xFF not in (*_CORRUPT, sqlite3.SQLITE_ERROR, sqlite3.SQLITE_CONSTRAINT):
-        raise error
-    return Finding(code, DATABASE, f"full-text index: {error} (SQLite {sqlite3.sqlite_version})")
 
 
 def _read_only_uri(path: Path) -> str:
