@@ -1,0 +1,74 @@
+"""The cases of a scorecard: which delta, which damage, which seed. The same seeds give the same cases in order."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+from bench.bases import SUITABLE
+from bench.generic import GENERIC
+from bench.healthy import HEALTHY
+from local.damage import DAMAGES
+
+Group = Literal["tuned", "held-back"]
+
+SEEDS: Mapping[Group, tuple[int, ...]] = {"tuned": (11, 12, 13), "held-back": (40_001, 40_002, 40_003)}
+"""Rules may be tuned on what the first show. The others say how they do on what nobody looked at."""
+
+_QUICK = 10
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """One delta to be judged.
+
+    Args:
+        group: Of seeds.
+        source: `catalogue`, `generic` or `healthy`.
+        kind: The damage, or the sort of healthy delta.
+        base: What is damaged; empty for a healthy delta.
+        seed: Of its chance.
+        value_only: Whether the catalogue says that structure cannot show it.
+        refused: Whether the catalogue says that the rules refuse it, whatever Chroma makes of it.
+        harmless: Whether the catalogue says that it breaks nothing.
+        telling: Whether values alone that are others contradict the format (see `bench.generic.Generic`).
+    """
+
+    group: Group
+    source: Literal["catalogue", "generic", "healthy"]
+    kind: str
+    base: str
+    seed: int
+    value_only: bool = False
+    refused: bool = False
+    harmless: bool = False
+    telling: bool = False
+
+
+def cases(group: Group, *, quick: bool = False) -> list[Case]:
+    """All cases of a group, or a tenth of them."""
+    every = [*_catalogue(group), *_generic(group), *_healthy(group)]
+    return every[::_QUICK] if quick else every
+
+
+def _catalogue(group: Group) -> Iterator[Case]:
+    for number, damage in enumerate(DAMAGES):
+        bases = SUITABLE[damage.needs]
+        for turn, seed in enumerate(SEEDS[group]):
+            base = bases[(number + seed + turn) % len(bases)] if turn else bases[0]
+            harmless = not damage.harm and not damage.refused
+            yield Case(group, "catalogue", damage.kind, base, seed, damage.value_only, damage.refused, harmless)
+
+
+def _generic(group: Group) -> Iterator[Case]:
+    for generic in GENERIC:
+        for base in generic.bases:
+            for time in range(generic.times):
+                seed = 100 * SEEDS[group][0] + time
+                yield Case(group, "generic", generic.kind, base, seed, telling=generic.telling)
+
+
+def _healthy(group: Group) -> Iterator[Case]:
+    for number, kind in enumerate(HEALTHY):
+        yield Case(group, "healthy", kind, "", SEEDS[group][0] * 1000 + number)

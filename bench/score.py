@@ -1,0 +1,136 @@
+"""Scoring: the truth on a delta and a checker's word on it, and what that makes. Pure."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any
+
+from bench.plan import Case
+
+
+class Outcome(StrEnum):
+    """What a checker's word on a delta is worth."""
+
+    FOUND = "found"
+    MISSED = "missed"
+    VALUE_FOUND = "value found"
+    """Only values are others, and the checker noticed."""
+    VALUE_MISSED = "value missed"
+    """Only values are others: nothing in the delta contradicts them, so structure cannot tell."""
+    PASSED = "passed"
+    REFUSED = "refused by rule"
+    """Chroma gives back everything, today; yet the delta was damaged, and the rules refuse what was damaged."""
+    FALSE_ALARM = "false alarm"
+
+
+REFUSABLE = frozenset({
+    "layout.journal_present",
+    "sqlite.malformed", "sqlite.not_a_database", "sqlite.header_invalid", "sqlite.truncated",
+    "sqlite.table_replaced", "sqlite.unexpected_trigger",
+    "hnsw.header_invalid", "hnsw.size_mismatch", "hnsw.link_invalid", "hnsw.entry_point_invalid",
+    "hnsw.label_mismatch", "hnsw.pickle_unreadable", "hnsw.pickle_hostile",
+    "records.vector_length",
+    "manifest.checksum_differs", "manifest.size_differs", "manifest.file_missing", "manifest.content_differs",
+})  # fmt: skip
+"""Findings that stand for themselves, whatever Chroma made of the delta: a copy in mid-write, a database that SQLite
+calls malformed, an index that contradicts its format, a file that is not the one that was closed."""
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """One judged case.
+
+    Args:
+        case: The delta.
+        done: What was done to it.
+        harm: What Chroma says is wrong; empty when all is well.
+        sort: Of harm (see `bench.truth.Truth`).
+        said: By checker: `status`, `codes` and `reason`.
+    """
+
+    case: Case
+    done: str
+    harm: str
+    sort: str
+    said: Mapping[str, Mapping[str, Any]]
+
+    @classmethod
+    def of(cls, line: Mapping[str, Any]) -> Result:
+        """The result in a worker's line."""
+        return cls(Case(**line["case"]), line["done"], line["truth"]["harm"], line["truth"]["sort"], line["checkers"])
+
+    @property
+    def value_only(self) -> bool:
+        """Whether the harm is in values alone. For planned damage the catalogue says so, for chance the outcome."""
+        if self.case.source == "catalogue":
+            return self.case.value_only
+        return self.sort == "values" and not self.case.telling
+
+    def outcome(self, checker: str) -> Outcome:
+        """What this checker's word is worth."""
+        alarmed = self.said[checker]["status"] == "corrupt"
+        if self.harm and self.value_only:
+            return Outcome.VALUE_FOUND if alarmed else Outcome.VALUE_MISSED
+        if self.harm:
+            return Outcome.FOUND if alarmed else Outcome.MISSED
+        if not alarmed:
+            return Outcome.PASSED
+        return Outcome.REFUSED if self._may_be_refused(checker) else Outcome.FALSE_ALARM
+
+    def _may_be_refused(self, checker: str) -> bool:
+        codes = set(self.said[checker]["codes"])
+        if self.case.source == "healthy":
+            return False
+        if self.case.harmless:  # nothing but a manifest may object
+            return bool(codes) and all(code.startswith("manifest.") for code in codes)
+        if self.case.source == "catalogue":
+            return True  # broken by plan: harmful to some delta, or refused
+        return not codes or bool(codes & REFUSABLE)
+
+
+@dataclass(slots=True)
+class Tally:
+    """Outcomes of some results, by checker."""
+
+    cases: int = 0
+    harmful: int = 0
+    value_only: int = 0
+    healthy: int = 0
+    undetermined: int = 0
+    raised: int = 0
+    outcomes: dict[str, Counter[Outcome]] = field(default_factory=dict)
+
+    @property
+    def harmless(self) -> int:
+        """Deltas that were damaged and give everything back."""
+        return self.cases - self.harmful - self.value_only - self.healthy
+
+    def count(self, checker: str, outcome: Outcome) -> int:
+        """How often this checker's word was worth that."""
+        return self.outcomes[checker][outcome]
+
+    def share(self, checker: str, *, values: bool = False) -> float:
+        """Per cent that a checker found of the harmful deltas, without or with those where only values are others."""
+        total = self.harmful + (self.value_only if values else 0)
+        found = self.count(checker, Outcome.FOUND) + (self.count(checker, Outcome.VALUE_FOUND) if values else 0)
+        return 100.0 * found / total if total else 100.0
+
+
+def tally(results: Iterable[Result], checkers: Iterable[str]) -> Tally:
+    """The outcomes of these results, for each of these checkers."""
+    names = list(checkers)
+    sums = Tally(outcomes={name: Counter() for name in names})
+    for result in results:
+        sums.cases += 1
+        sums.harmful += bool(result.harm) and not result.value_only
+        sums.value_only += bool(result.harm) and result.value_only
+        sums.healthy += result.case.source == "healthy" and not result.harm
+        statuses = {result.said[name]["status"] for name in names}
+        sums.undetermined += "undetermined" in statuses
+        sums.raised += "raised" in statuses
+        for name in names:
+            sums.outcomes[name][result.outcome(name)] += 1
+    return sums

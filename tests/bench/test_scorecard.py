@@ -1,0 +1,166 @@
+"""The scorecard: its scoring is pure; a tenth of it runs to its end; it leaves nothing behind, interrupted or not."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bench.checkers import OURS, RIVALS
+from bench.children import forked
+from bench.plan import SEEDS, Case, cases
+from bench.score import Outcome, Result, tally
+from bench.truth import same
+
+_ROOT = Path(__file__).resolve().parents[2]
+_ALL = (*OURS, *RIVALS)
+
+
+def _result(
+    status: str, harm: str = "", sort: str = "", codes: tuple[str, ...] = (), source: Any = "generic", **flags: bool
+) -> Result:
+    said = {"status": status, "codes": list(codes), "reason": ""}
+    case = Case("tuned", source, "some-kind", "queued", 1, **flags)
+    return Result(case, "done", harm, sort, dict.fromkeys(_ALL, said))
+
+
+@pytest.mark.parametrize(
+    ("result", "outcome"),
+    [
+        (_result("corrupt", "SIGSEGV at count", "dies"), Outcome.FOUND),
+        (_result("healthy", "SIGSEGV at count", "dies"), Outcome.MISSED),
+        (_result("undetermined", "fails", "fails"), Outcome.MISSED),
+        (_result("healthy", "1 vectors differ", "values"), Outcome.VALUE_MISSED),
+        (_result("corrupt", "1 vectors differ", "values"), Outcome.VALUE_FOUND),
+        (_result("healthy"), Outcome.PASSED),
+        (_result("undetermined"), Outcome.PASSED),
+        (_result("corrupt", codes=("sqlite.malformed",)), Outcome.REFUSED),
+        (_result("corrupt", codes=("records.vector_missing",)), Outcome.FALSE_ALARM),
+    ],
+)
+def test_what_a_word_on_chance_damage_is_worth(result: Result, outcome: Outcome) -> None:
+    assert result.outcome("structure") is outcome
+
+
+def test_values_that_the_catalogue_does_not_excuse_count_as_missed() -> None:
+    planned = _result("healthy", "1 documents differ", "values", source="catalogue")
+    excused = _result("healthy", "1 documents differ", "values", source="catalogue", value_only=True)
+    assert planned.outcome("structure") is Outcome.MISSED
+    assert excused.outcome("structure") is Outcome.VALUE_MISSED
+
+
+def test_values_that_contradict_the_format_count_as_missed() -> None:
+    assert _result("healthy", "60 vectors differ", "values", telling=True).outcome("structure") is Outcome.MISSED
+
+
+def test_nothing_excuses_an_alarm_on_a_healthy_delta() -> None:
+    for codes in (("sqlite.malformed",), ("manifest.checksum_differs",), ()):
+        assert _result("corrupt", codes=codes, source="healthy").outcome("structure") is Outcome.FALSE_ALARM
+
+
+def test_only_a_manifest_may_object_to_what_the_catalogue_calls_harmless() -> None:
+    by_manifest = _result("corrupt", codes=("manifest.size_differs",), source="catalogue", harmless=True)
+    by_structure = _result(
+        "corrupt", codes=("manifest.size_differs", "sqlite.malformed"), source="catalogue", harmless=True
+    )
+    assert by_manifest.outcome("structure+manifest") is Outcome.REFUSED
+    assert by_structure.outcome("structure+manifest") is Outcome.FALSE_ALARM
+
+
+def test_shares_leave_out_what_no_structure_can_show() -> None:
+    found, missed = _result("corrupt", "fails", "fails"), _result("healthy", "fails", "fails")
+    value, healthy = _result("healthy", "differs", "values"), _result("healthy", source="healthy")
+    sums = tally([found, found, found, missed, value, healthy, _result("healthy")], _ALL)
+    assert (sums.cases, sums.harmful, sums.value_only, sums.healthy, sums.harmless) == (7, 4, 1, 1, 1)
+    assert sums.share("structure") == 75.0
+    assert sums.share("structure", values=True) == 60.0
+    assert tally([], _ALL).share("structure") == 100.0
+
+
+def test_a_plan_is_the_same_each_time_and_names_each_case_once() -> None:
+    for group in SEEDS:
+        plan = cases(group)
+        assert plan == cases(group)
+        assert len(set(plan)) == len(plan)
+        assert len(cases(group, quick=True)) == -(-len(plan) // 10)
+    assert not set(SEEDS["tuned"]) & set(SEEDS["held-back"])
+
+
+def test_metadata_is_compared_with_a_tolerance_for_the_last_digits_only() -> None:
+    assert same({"a": 0.1, "b": [1, 2]}, {"a": 0.1 + 1e-12, "b": [1, 2]})
+    assert not same({"a": 0.1}, {"a": 0.1001})
+    assert not same({"a": 1}, {"a": True})
+    assert not same({"a": 1}, {"a": 1, "b": 2})
+    assert not same(None, {"a": 1})
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # Python 3.12 warns of forks beside threads
+def test_a_child_reports_how_it_ended() -> None:
+    def hangs(emit: Any) -> None:
+        emit("count")
+        time.sleep(60)
+
+    def fails(emit: Any) -> None:
+        emit("get")
+        raise ValueError("no such thing")
+
+    assert forked(lambda _: [1, 2]).value == [1, 2]
+    assert forked(fails).trouble == "ValueError: no such thing at get"
+    crashed = forked(lambda _: os.kill(os.getpid(), signal.SIGKILL))
+    assert (crashed.trouble, crashed.died) == ("SIGKILL at start", True)
+    hung = forked(hangs, seconds=0.3)
+    assert (hung.trouble, hung.died) == ("hangs at count", True)
+
+
+def _start(tmp_path: Path, *arguments: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-m", "bench.scorecard", *arguments],
+        cwd=_ROOT,
+        env={**os.environ, "TMPDIR": str(tmp_path)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def _workers_of(folder: Path) -> list[str]:
+    """Command lines of living processes that work in this folder."""
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            command = (process / "cmdline").read_bytes().replace(b"\0", b" ").decode()
+        except OSError:
+            continue
+        if str(folder) in command:
+            found.append(command)
+    return found
+
+
+@pytest.mark.slow
+def test_a_tenth_of_it_raises_no_false_alarm_and_leaves_nothing(tmp_path: Path) -> None:
+    process = _start(tmp_path, "--quick", "--seeds", "tuned", "--list-misses")
+    output, errors = process.communicate(timeout=300)
+    assert process.returncode == 0, output + errors
+    assert "== False alarms: 0 ==" in output
+    assert "structure+manifest" in output
+    assert list(tmp_path.iterdir()) == []
+    assert _workers_of(tmp_path) == []
+
+
+@pytest.mark.slow
+def test_an_interrupt_leaves_no_process_and_no_folder(tmp_path: Path) -> None:
+    process = _start(tmp_path, "--seeds", "tuned")
+    end = time.monotonic() + 60
+    while not list(tmp_path.glob("*/content/worker-1/case/*")) and time.monotonic() < end:
+        time.sleep(0.02)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130, errors
+    assert list(tmp_path.iterdir()) == []
+    assert _workers_of(tmp_path) == []
