@@ -17,13 +17,15 @@ _CHUNK = 4 * 1024 * 1024
 
 
 class FolderContent:
-    """The bytes of a delta in a local folder; a `shared.inspection.Content`.
+    """The bytes of a delta in a local folder, where others may write; a `shared.inspection.Content`.
 
     Args:
         path: The folder.
         listing: Its listing, as `list_folder` gives it.
         max_bytes: A larger delta is not read whole.
     """
+
+    private = False
 
     def __init__(self, path: Path, listing: Listing, max_bytes: int) -> None:
         self._path = path

@@ -19,7 +19,7 @@ from shared.inspection import Content, Examination, examine
 from shared.manifest import MAX_MANIFEST_BYTES, Manifest, compare_checksums, compare_collections, compare_listing
 from shared.scratch import scratch_folder
 from shared.settings import Settings
-from shared.verdict import Depth, Finding, Status, Verdict, status_of
+from shared.verdict import Depth, Finding, Status, Verdict, abridged, status_of
 
 if TYPE_CHECKING:  # a local check needs no boto3
     from shared.storage import Store
@@ -57,6 +57,7 @@ def judge_stored(
     *,
     await_arrival: bool = False,
     trust_tags: bool = False,
+    listing: Listing | None = None,
 ) -> Judgement:
     """Judges a delta in S3. Whatever cannot be checked is part of the verdict; nothing is raised for it.
 
@@ -68,10 +69,11 @@ def judge_stored(
         await_arrival: Whether a delta that may still be arriving is `incomplete` without a look at it. Otherwise it is
             judged now, and only what a file still to come would cure counts as awaited instead of corrupt.
         trust_tags: Whether a `healthy` tag that belongs to exactly these objects and to this depth is an answer.
+        listing: Its objects where they were listed a moment ago, which saves the request.
     """
     work = _Work(location.uri, depth)
     try:
-        work.listing = store.list_delta(location)
+        work.listing = listing or store.list_delta(location)
         if trust_tags and _tagged_healthy(store, location, work.listing, depth):
             work.by_tag = True
             return work.judgement()
@@ -164,7 +166,7 @@ class _Work:
         verdict = Verdict(
             self.delta,
             self.depth,
-            tuple(self.observed),
+            tuple(abridged(self.observed)),
             self.examination.collections,
             self.listing.size,
             self.listing.fingerprint,
@@ -177,6 +179,8 @@ class _Work:
 
 class _StoredContent:
     """The bytes of a delta in S3: heads by range reads, the whole of it in a scratch folder when it is asked for."""
+
+    private = True
 
     def __init__(
         self, store: Store, location: DeltaLocation, listing: Listing, max_bytes: int, scratch: ExitStack

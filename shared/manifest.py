@@ -78,10 +78,12 @@ def compare_listing(manifest: Manifest, listing: Listing) -> list[Finding]:
     for file in manifest.files:
         stored = listing.by_name.get(file.name)
         if stored is None:
-            findings.append(Finding("manifest.file_missing", file.name, f"listed with {file.size} bytes, not there"))
+            findings.append(
+                Finding("manifest.file_missing", printable(file.name), f"listed with {file.size} bytes, not there")
+            )
         elif stored.size != file.size:
             detail = f"{stored.size} bytes, {file.size} when it was closed"
-            findings.append(Finding("manifest.size_differs", file.name, detail))
+            findings.append(Finding("manifest.size_differs", printable(file.name), detail))
     listed = {file.name for file in manifest.files} | {MANIFEST}
     unlisted = sorted(listing.by_name.keys() - listed)
     return findings + [Finding("manifest.file_unlisted", printable(name), "not in the manifest") for name in unlisted]
@@ -92,7 +94,7 @@ def compare_checksums(manifest: Manifest, checksums: dict[str, str]) -> list[Fin
     return [
         Finding(
             "manifest.checksum_differs",
-            file.name,
+            printable(file.name),
             f"CRC64NVME {checksums[file.name]}, {file.crc64nvme} when it was closed",
         )
         for file in manifest.files
@@ -107,10 +109,10 @@ def compare_collections(manifest: Manifest, collections: tuple[CollectionCount, 
     for expected in manifest.collections:
         found = seen.get(expected.name)
         if found is None:
-            detail = f"collection {expected.name!r} with {expected.count} embeddings is not there"
+            detail = f"collection {printable(expected.name)!r} with {expected.count} embeddings is not there"
         elif (found.dimension, found.count) != (expected.dimension, expected.count):
             detail = (
-                f"collection {expected.name!r} has {found.count} embeddings of dimension {found.dimension}, "
+                f"collection {printable(expected.name)!r} has {found.count} embeddings of dimension {found.dimension}, "
                 f"{expected.count} of dimension {expected.dimension} were uploaded"
             )
         else:
@@ -118,6 +120,6 @@ def compare_collections(manifest: Manifest, collections: tuple[CollectionCount, 
         findings.append(Finding("manifest.content_differs", "", detail))
     promised = {collection.name for collection in manifest.collections}
     for name in seen.keys() - promised:
-        detail = f"collection {name!r} is there, but was not uploaded"
+        detail = f"collection {printable(name)!r} is there, but was not uploaded"
         findings.append(Finding("manifest.content_differs", "", detail))
     return findings

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -11,6 +12,9 @@ from shared.findings import CATALOGUE, Weight
 
 RULES = "1"
 """Version of the rules. It changes when an unchanged delta could get another verdict, and makes older tags void."""
+
+
+_SHOWN_OF_A_CODE = 20
 
 
 class Status(StrEnum):
@@ -149,3 +153,15 @@ class Verdict:
             "duration_ms": round(self.duration_ms, 3),
             "versions": self.versions,
         }
+
+
+def abridged(findings: list[Finding]) -> list[Finding]:
+    """The first findings of each code, and how many more there are: a hostile delta can have millions."""
+    counts: Counter[str] = Counter()
+    kept = []
+    for finding in findings:
+        counts[finding.code] += 1
+        if counts[finding.code] <= _SHOWN_OF_A_CODE:
+            kept.append(finding)
+    more = ((code, count - _SHOWN_OF_A_CODE) for code, count in counts.items())
+    return kept + [Finding(code, "", f"and {count} more of these") for code, count in more if count > 0]

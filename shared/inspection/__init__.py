@@ -4,22 +4,36 @@ from __future__ import annotations
 
 import sqlite3
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Protocol
 
 import numpy as np
+from numpy.typing import NDArray
 
 from shared.delta import DATABASE, JOURNALS, Listing
 from shared.errors import CouldNotCheck, faults_explained
-from shared.inspection import chroma, hnsw, layout, records, sqlite
-from shared.inspection.records import Collection, Contents
+from shared.inspection import chroma, header, hnsw, layout, records, sqlite
+from shared.inspection.metadata import inspect_values
+from shared.inspection.records import Contents
+from shared.inspection.schema import Schema, inspect_schema, read_schema
+from shared.inspection.sysdb import Collection, flushed, read_collections
 from shared.verdict import RULES, CollectionCount, Depth, Finding, Status, status_of
 
 _SQL_SECONDS = 120.0
+_HOLDING = (
+    "collections",
+    "embeddings",
+    "embedding_metadata",
+    "embeddings_queue",
+)  # the tables that hold what is stored
 
 
 class Content(Protocol):
     """Where the bytes of a delta come from."""
+
+    private: bool
+    """Whether nobody else can change what lies in `folder()`."""
 
     def head(self, name: str, length: int) -> bytes:
         """The first `length` bytes of the file `name` (fewer where it is shorter)."""
@@ -65,7 +79,7 @@ def examine(listing: Listing, content: Content, depth: Depth, probe_seconds: flo
                 suspicions += _suspect_index(listing, content)
         if (suspicions or depth.includes(Depth.STRUCTURE)) and not _blocked(observed):
             folder = content.folder()
-            contents = _structure(listing, folder, examination)
+            contents = _structure(listing, folder, examination, private=content.private)
             if depth.includes(Depth.OPEN) and status_of(observed) is Status.HEALTHY:
                 found, version = chroma.probe(folder, contents, probe_seconds)
                 observed += found
@@ -88,58 +102,107 @@ def _suspect_index(listing: Listing, content: Content) -> list[Finding]:
     if not segments:
         return []
     segment = max(segments, key=lambda s: sum(segments[s].values()))
-    head = content.head(f"{segment}/header.bin", hnsw.HEADER_BYTES + 1)
-    return hnsw.inspect_header(segment, head, segments[segment])[1]
+    head = content.head(f"{segment}/header.bin", header.HEADER_BYTES + 1)
+    return header.inspect_header(segment, head, segments[segment])[1]
 
 
-def _structure(listing: Listing, folder: Path, examination: Examination) -> tuple[Contents, ...]:
-    observed = examination.observed
-    database = folder / DATABASE
-    all_contents: list[Contents] = []
-    with faults_explained(f"reading {DATABASE}"), sqlite.opened(database, _SQL_SECONDS) as connection:
-        for check in (sqlite.inspect_integrity, sqlite.inspect_schema):
-            observed += check(connection)
-            if status_of(observed) is not Status.HEALTHY:
-                return ()
-        observed += sqlite.inspect_fulltext(connection)
-        collections, found = records.read_collections(connection)
+def _structure(listing: Listing, folder: Path, examination: Examination, *, private: bool) -> tuple[Contents, ...]:
+    """Looks through the database and the indexes, a second time where a text is not UTF-8. Returns their contents."""
+    with faults_explained(f"reading {DATABASE}"):
+        try:
+            observed, contents = _look(listing, folder, lenient=False, private=private)
+        except sqlite.NotUtf8:
+            observed, contents = _look(listing, folder, lenient=True, private=private)
+    examination.observed += observed
+    examination.collections = tuple(collection.count for collection in contents)
+    return contents
+
+
+def _look(
+    listing: Listing, folder: Path, *, lenient: bool, private: bool
+) -> tuple[list[Finding], tuple[Contents, ...]]:
+    with sqlite.opened(folder / DATABASE, _SQL_SECONDS, lenient=lenient, private=private) as connection:
+        # The schema comes first, since an integrity check evaluates its expressions.
+        schema, observed = read_schema(connection)
+        for check in (sqlite.inspect_integrity, partial(inspect_schema, schema=schema)):
+            if status_of(observed) is Status.HEALTHY:
+                observed += check(connection)
+        if status_of(observed) is not Status.HEALTHY:
+            return observed + _left(connection, schema, observed), ()
+        if schema.searches_fulltext:
+            observed += sqlite.inspect_fulltext(connection)
+        collections, found = read_collections(connection, schema)
         observed += found
         segments = layout.segments_in(listing)
+        all_contents = []
         for collection in collections:
-            contents, found = _collection(connection, collection, segments, folder)
+            contents, found = _collection(connection, schema, collection, segments, folder)
             all_contents.append(contents)
             observed += found
-        known = {collection.vector_segment for collection in collections}
-        for segment in segments.keys() - known:
-            observed.append(Finding("layout.segment_unreferenced", segment, "no collection refers to this folder"))
-    examination.collections = tuple(contents.count for contents in all_contents)
-    return tuple(all_contents)
+        in_index = any(flushed(collection, segments) for collection in collections)
+        observed += inspect_values(connection, schema, of_embeddings=in_index)
+    known = {collection.vector_segment for collection in collections}
+    for segment in segments.keys() - known:
+        observed.append(Finding("layout.segment_unreferenced", segment, "no collection refers to this folder"))
+    return observed, tuple(all_contents)
 
 
 def _collection(
-    connection: sqlite3.Connection, collection: Collection, segments: dict[str, dict[str, int]], folder: Path
+    connection: sqlite3.Connection,
+    schema: Schema,
+    collection: Collection,
+    segments: dict[str, dict[str, int]],
+    folder: Path,
 ) -> tuple[Contents, list[Finding]]:
     """One collection with its index, if it ever had one. An index that was never flushed is a skeleton: ignored."""
-    if not records.flushed(collection, segments):
-        return records.inspect_collection(connection, collection, None, index_readable=True)
+    index = None
+    findings: list[Finding] = []
+    if flushed(collection, segments):
+        index, findings = _index(collection, segments, folder)
+    ids = index.ids if index else None
+    # Ids cannot be compared with an index that is there and cannot be read.
+    comparable = index is None or ids is not None
+    contents, found = records.inspect_collection(connection, schema, collection, ids, index_readable=comparable)
+    findings = findings + found
+    if status_of(findings) is Status.CORRUPT:
+        sound = index is not None and status_of(index.findings) is Status.HEALTHY
+        left = records.recoverable(connection, collection, ids, index_sound=sound)
+        findings.append(Finding("records.recoverable", DATABASE, left))
+    return contents, findings
+
+
+def _index(
+    collection: Collection, segments: dict[str, dict[str, int]], folder: Path
+) -> tuple[hnsw.Index | None, list[Finding]]:
+    """The index of a collection that was flushed; None when there is nothing to compare ids with but the queue."""
     segment = str(collection.vector_segment)
-    missing = [base for base in (*layout.INDEX_FILES, layout.PICKLE) if base not in segments.get(segment, {})]
-    if layout.PICKLE in missing:
+    sizes = segments.get(segment, {})
+    if layout.PICKLE not in sizes:
         detail = f"flushed up to operation {collection.flushed_to}, but the id map is not there"
-        findings = [Finding("hnsw.pickle_missing", f"{segment}/{layout.PICKLE}", detail)]
-        contents, found = records.inspect_collection(connection, collection, None, index_readable=True)
-        return contents, findings + found
+        return None, [Finding("hnsw.pickle_missing", f"{segment}/{layout.PICKLE}", detail)]
+    missing = [
+        Finding("layout.segment_file_missing", f"{segment}/{base}", "not there, although the index was flushed")
+        for base in layout.INDEX_FILES
+        if base not in sizes
+    ]
     if missing:
-        contents, found = records.inspect_collection(connection, collection, None, index_readable=False)
-        return contents, [
-            Finding("layout.segment_file_missing", f"{segment}/{base}", "not there, although the index was flushed")
-            for base in missing
-        ] + found
-    files = {
-        base: np.fromfile(folder / segment / base, dtype=np.uint8) for base in (*layout.INDEX_FILES, layout.PICKLE)
-    }
-    index = hnsw.inspect_index(segment, files, collection.dimension)
-    contents, found = records.inspect_collection(
-        connection, collection, index.ids, index_readable=index.ids is not None
-    )
-    return contents, index.findings + found
+        return hnsw.Index(None, missing), missing
+    files = hnsw.IndexFiles(sizes, partial(_part, folder / segment))
+    index = hnsw.inspect_index(segment, files, collection.dimension, cosine=collection.cosine)
+    return index, index.findings
+
+
+def _left(connection: sqlite3.Connection, schema: Schema, observed: list[Finding]) -> list[Finding]:
+    """What can still be read of a database that is not sound; nothing of one that would have to be run."""
+    if schema.computing or status_of(observed) is not Status.CORRUPT:
+        return []
+    readable = sqlite.what_is_readable(connection, (table for table in _HOLDING if table in schema.tables))
+    return [Finding("sqlite.readable", DATABASE, readable)] if readable else []
+
+
+def _part(folder: Path, base: str, start: int, length: int) -> NDArray[np.uint8]:
+    with faults_explained(f"reading {base} of an index"):
+        part = np.fromfile(folder / base, dtype=np.uint8, count=length, offset=start)
+    if len(part) != length:
+        raise CouldNotCheck("check.changed", f"{base} of an index became shorter while it was read")
+    return part

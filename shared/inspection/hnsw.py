@@ -1,59 +1,43 @@
-"""A flushed vector index: header arithmetic, every record, every link, and the labels against the id map.
+"""A flushed vector index: every record, every link, every vector, and the labels against the id map.
 
-hnswlib trusts these files: a short read is ignored and an out-of-range neighbour is followed, which ends in wrong
-answers or in a dead process. Layout measured on chromadb 0.4.24 to 1.5.9; `maxM0 = 2 M` and the record are hnswlib's.
+hnswlib trusts these files: an out-of-range neighbour is followed, which ends in wrong answers or in a dead process.
 """
 
 from __future__ import annotations
 
-import math
-import struct
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
+from shared.errors import CouldNotCheck
+from shared.inspection.header import HEADER_BYTES, MAX_LEVEL, IndexHeader, inspect_header
 from shared.inspection.idmap import HostileIdMapError, IdMap, IdMapError, parse
 from shared.verdict import Finding
 
-HEADER_BYTES = 100
-_HEADER = struct.Struct("<iQQQQQQiIQQQdQ")
-_EMPTY_ENTRY_POINT = 0xFFFFFFFF
-_MAX_LEVEL = 64  # a level is -ln(uniform) * mult; 64 would need more elements than a u32 can number
-_BLOCK_BYTES = 4 * 1024 * 1024
+_BLOCK_BYTES = 1024 * 1024  # small enough for the allocator to give the same memory again
 _DELETED = 1
-_MOST_BYTES = 1 << 40  # hnswlib allocates the room for all elements at once; no machine has this much
+_ID_MAP_BYTES, _ID_BYTES = 64 * 1024 * 1024, 1024  # more than any id map of Chroma's: at least, and for each element
+_NORM_TOLERANCE = 1e-3  # measured: 2e-7
+_UNUSUAL_LENGTH = 1e15
 
 
 @dataclass(frozen=True, slots=True)
-class IndexHeader:
-    """`header.bin`: sizes in bytes, counts in elements."""
+class IndexFiles:
+    """The files of one index, read a part at a time.
 
-    version: int
-    offset_level0: int
-    max_elements: int
-    count: int
-    record_size: int
-    label_offset: int
-    data_offset: int
-    max_level: int
-    entry_point: int
-    max_links: int
-    max_links_level0: int
-    links: int
-    level_factor: float
-    ef_construction: int
+    Args:
+        sizes: Bytes of each file by base name.
+        read: The bytes of a file: base name, offset, length.
+    """
 
-    @property
-    def dimension(self) -> int:
-        """Vector length that the record size leaves room for."""
-        return (self.label_offset - self.data_offset) // 4
+    sizes: Mapping[str, int]
+    read: Callable[[str, int, int], NDArray[np.uint8]]
 
-    @property
-    def level_size(self) -> int:
-        """Bytes of one element's links on one level above 0."""
-        return 4 * self.max_links + 4
+    def whole(self, base: str) -> NDArray[np.uint8]:
+        """All bytes of a file."""
+        return self.read(base, 0, self.sizes[base])
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,56 +48,34 @@ class Index:
     findings: list[Finding]
 
 
-def inspect_header(segment: str, head: bytes, sizes: Mapping[str, int]) -> tuple[IndexHeader | None, list[Finding]]:
-    """What `header.bin` of a flushed index proves, together with the sizes of the files beside it.
-
-    Args:
-        segment: The segment's id, the folder's name.
-        head: The whole of `header.bin`.
-        sizes: Bytes of each index file by base name; a missing one is not this function's to report.
-
-    Returns:
-        The header, or None when its numbers cannot be worked with, and the findings.
-    """
-    name = f"{segment}/header.bin"
-    if len(head) != HEADER_BYTES:
-        return None, [Finding("hnsw.header_invalid", name, f"{len(head)} bytes, expected {HEADER_BYTES}")]
-    header = IndexHeader(*_HEADER.unpack(head))
-    wrong = _contradictions(header)
-    if wrong:
-        return None, [Finding("hnsw.header_invalid", name, detail) for detail in wrong]
-    findings = []
-    if header.count and not 0 <= header.entry_point < header.count:
-        detail = f"entry point {header.entry_point}, the index has {header.count} elements"
-        findings.append(Finding("hnsw.entry_point_invalid", name, detail))
-    if header.count and not 0 <= header.max_level <= _MAX_LEVEL:
-        detail = f"highest level {header.max_level}, expected 0 to {_MAX_LEVEL}"
-        findings.append(Finding("hnsw.entry_point_invalid", name, detail))
-    return header, findings + _size_findings(segment, header, sizes)
-
-
-def inspect_index(segment: str, files: Mapping[str, NDArray[np.uint8]], dimension: int | None) -> Index:
+def inspect_index(segment: str, files: IndexFiles, dimension: int | None, *, cosine: bool) -> Index:
     """Everything the bytes of a flushed index prove.
 
     Args:
         segment: The segment's id, the folder's name.
-        files: The bytes of each index file by base name; all five are there.
+        files: Its five files, all of them there.
         dimension: Vector length of the collection, None when it is not known.
+        cosine: Whether the index keeps vectors of length 1, and their true lengths apart.
+
+    Raises:
+        CouldNotCheck: The id map is larger than may be read.
     """
-    sizes = {base: len(content) for base, content in files.items()}
-    ids, findings = _id_map(segment, files["index_metadata.pickle"].tobytes())
-    header, found = inspect_header(segment, files["header.bin"].tobytes(), sizes)
-    findings += found
-    if header is None or any(finding.code == "hnsw.size_mismatch" for finding in found):
+    head = files.read("header.bin", 0, min(HEADER_BYTES + 1, files.sizes["header.bin"]))
+    header, findings = inspect_header(segment, head.tobytes(), files.sizes)
+    ids, found = _id_map(segment, files, header)
+    unsound = header is None or any(finding.code == "hnsw.size_mismatch" for finding in findings)
+    findings = found + findings
+    if header is None or unsound:
         return Index(ids, findings)
     if dimension is not None and header.dimension != dimension:
         detail = f"vectors of {header.dimension}, the collection has dimension {dimension}"
         findings.append(Finding("hnsw.dimension_mismatch", f"{segment}/header.bin", detail))
-    records = files["data_level0.bin"][: header.count * header.record_size].reshape(header.count, header.record_size)
-    findings += _level0(segment, header, records)
-    findings += _upper_levels(segment, header, files["link_lists.bin"])
+    records = _Records(segment, header, files, cosine=cosine)
+    records.look()
+    findings += records.findings()
+    findings += _upper_levels(segment, header, files.whole("link_lists.bin"))
     if ids is not None:
-        findings += _labels(segment, header, records, ids)
+        findings += _labels(segment, records, ids)
     return Index(ids, findings)
 
 
@@ -123,100 +85,113 @@ def rows_not_finite(matrix: NDArray[np.float32]) -> NDArray[np.bool_]:
         return np.isnan(matrix @ np.zeros(matrix.shape[1], dtype=np.float32))
 
 
-def _contradictions(header: IndexHeader) -> list[str]:
-    expected: list[tuple[str, object, object]] = [
-        ("version", header.version, 1),
-        ("offset of level 0", header.offset_level0, 0),
-        ("level-0 links", header.max_links_level0, 2 * header.max_links),
-        ("links", header.links, header.max_links),
-        ("offset of the vector", header.data_offset, 4 * header.max_links_level0 + 4),
-        ("offset of the label", header.label_offset, header.record_size - 8),
-    ]
-    wrong = [f"{field} is {seen}, expected {right}" for field, seen, right in expected if seen != right]
-    if not 1 <= header.max_links <= 100_000:
-        wrong.append(f"links is {header.max_links}, expected 1 to 100000")
-    elif header.links > 1 and not math.isclose(header.level_factor, 1 / math.log(header.links), rel_tol=1e-9):
-        wrong.append(f"level factor is {header.level_factor!r}, expected 1/ln {header.links}")
-    vector = header.label_offset - header.data_offset
-    if vector < 4 or vector % 4:
-        wrong.append(f"{vector} bytes between links and label, expected a multiple of 4 from 4")
-    if header.max_elements * header.record_size > _MOST_BYTES:
-        wrong.append(
-            f"room for {header.max_elements} elements would need {header.max_elements * header.record_size} bytes"
-        )
-    if header.count > header.max_elements:
-        wrong.append(f"{header.count} elements, room for {header.max_elements}")
-    return wrong
-
-
-def _size_findings(segment: str, header: IndexHeader, sizes: Mapping[str, int]) -> list[Finding]:
-    findings = []
-
-    def mismatch(base: str, detail: str) -> None:
-        findings.append(Finding("hnsw.size_mismatch", f"{segment}/{base}", f"{sizes[base]} bytes, {detail}"))
-
-    slots = None
-    if "data_level0.bin" in sizes:
-        slots, rest = divmod(sizes["data_level0.bin"], header.record_size)
-        if rest or not header.count <= slots <= header.max_elements:
-            low, high = header.count * header.record_size, header.max_elements * header.record_size
-            shape = f"{low} to {high} in steps of {header.record_size}"
-            mismatch("data_level0.bin", f"expected {shape} for {header.count} embeddings")
-            slots = None
-    if slots is not None and sizes.get("length.bin", 4 * slots) != 4 * slots:
-        mismatch("length.bin", f"expected {4 * slots}: 4 for each of {slots} records")
-    if "link_lists.bin" in sizes:
-        rest = sizes["link_lists.bin"] - 4 * header.count
-        if rest < 0 or rest % header.level_size:
-            shape = f"{4 * header.count} and a multiple of {header.level_size}"
-            mismatch("link_lists.bin", f"expected {shape} for {header.count} embeddings")
-    return findings
-
-
-def _id_map(segment: str, data: bytes) -> tuple[IdMap | None, list[Finding]]:
+def _id_map(segment: str, files: IndexFiles, header: IndexHeader | None) -> tuple[IdMap | None, list[Finding]]:
     name = f"{segment}/index_metadata.pickle"
+    size = files.sizes["index_metadata.pickle"]
+    most = _ID_MAP_BYTES + _ID_BYTES * (header.count if header else 0)
+    if size > most:
+        raise CouldNotCheck("check.size_cap", f"{name} has {size} bytes, more than {most} are not read")
     try:
-        return parse(data), []
+        return parse(files.whole("index_metadata.pickle").tobytes()), []
     except HostileIdMapError as error:
         return None, [Finding("hnsw.pickle_hostile", name, str(error))]
     except IdMapError as error:
-        return None, [Finding("hnsw.pickle_unreadable", name, f"{len(data)} bytes: {error}")]
+        return None, [Finding("hnsw.pickle_unreadable", name, f"{size} bytes: {error}")]
 
 
-def _level0(segment: str, header: IndexHeader, records: NDArray[np.uint8]) -> list[Finding]:
-    """Link counts, neighbours and vectors of every record, a block at a time so that memory stays flat."""
-    name = f"{segment}/data_level0.bin"
-    findings: list[Finding] = []
-    step = max(1, _BLOCK_BYTES // header.record_size)
-    words = records.view("<u4")  # a record is a multiple of four bytes, so every field is a column of these
-    vector = slice(header.data_offset // 4, header.label_offset // 4)
-    positions = np.arange(header.max_links_level0, dtype=np.uint32)
-    links_bad = links_first = vectors_bad = vectors_first = 0
-    for start in range(0, header.count, step):
-        block = words[start : start + step]
-        counts = block[:, 0] & 0xFFFF
-        neighbours = block[:, 1 : 1 + header.max_links_level0]
-        outside = (neighbours >= header.count) & (positions < counts[:, None])
-        broken = np.flatnonzero(outside.any(axis=1) | (counts > header.max_links_level0))
-        if broken.size and not links_bad:
-            links_first = start + int(broken[0])
-        links_bad += broken.size
-        broken = np.flatnonzero(rows_not_finite(block[:, vector].view("<f4")))
-        if broken.size and not vectors_bad:
-            vectors_first = start + int(broken[0])
-        vectors_bad += broken.size
-    if links_bad:
-        at = links_first * header.record_size
-        detail = (
-            f"{links_bad} records, the first at offset {at}: more than {header.max_links_level0} links, "
-            f"or one to an element past {header.count - 1}"
-        )
-        findings.append(Finding("hnsw.link_invalid", name, detail))
-    if vectors_bad:
-        at = vectors_first * header.record_size + header.data_offset
-        detail = f"{vectors_bad} of {header.count} vectors, the first at offset {at}: NaN or infinity"
-        findings.append(Finding("hnsw.vector_not_finite", name, detail))
-    return findings
+class _Broken:
+    """Counts broken records and remembers the first."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.first = 0
+
+    def add(self, start: int, broken: NDArray[np.bool_]) -> None:
+        """Takes in which records of a block, which begins with record `start`, are broken."""
+        places = np.flatnonzero(broken)
+        if places.size and not self.count:
+            self.first = start + int(places[0])
+        self.count += places.size
+
+
+class _Records:
+    """Link counts, neighbours, vectors and labels of every level-0 record, a block at a time so that memory stays flat.
+
+    Args:
+        segment: The segment's id.
+        header: Its sound header.
+        files: Its files.
+        cosine: Whether vectors must have length 1.
+    """
+
+    def __init__(self, segment: str, header: IndexHeader, files: IndexFiles, *, cosine: bool) -> None:
+        self._segment = segment
+        self._header = header
+        self._files = files
+        self._cosine = cosine
+        self._links, self._vectors, self._lengths = _Broken(), _Broken(), _Broken()
+        self.labels: NDArray[np.uint64] = np.empty(0, np.uint64)
+
+    def look(self) -> None:
+        """Reads every record; `labels` are then those of the records that are not marked as deleted."""
+        header = self._header
+        step = max(1, _BLOCK_BYTES // header.record_size)
+        positions = np.arange(header.max_links_level0, dtype=np.uint32)
+        labels = []
+        for start in range(0, header.count, step):
+            rows = min(step, header.count - start)
+            block = self._files.read("data_level0.bin", start * header.record_size, rows * header.record_size)
+            # A record is a multiple of four bytes, so every field is a column of words.
+            words = block.view("<u4").reshape(rows, -1)
+            counts = words[:, 0] & 0xFFFF
+            neighbours = words[:, 1 : 1 + header.max_links_level0]
+            outside = (neighbours >= header.count) & (positions < counts[:, None])
+            self._links.add(start, outside.any(axis=1) | (counts > header.max_links_level0))
+            vectors = words[:, header.data_offset // 4 : header.label_offset // 4].view("<f4")
+            self._vectors.add(start, rows_not_finite(vectors))
+            if self._cosine:
+                lengths = self._files.read("length.bin", 4 * start, 4 * rows).view("<f4")
+                self._lengths.add(start, _rows_not_normal(vectors, lengths))
+            live = words[:, 0] & (_DELETED << 16) == 0
+            labels.append(words[live, header.label_offset // 4 :].copy().view("<u8")[:, 0])
+        if labels:
+            self.labels = np.concatenate(labels)
+
+    def findings(self) -> list[Finding]:
+        """What is wrong with them: one finding of a kind, with the number of records and the first of them."""
+        header, name = self._header, f"{self._segment}/data_level0.bin"
+        findings = []
+        if self._links.count:
+            detail = (
+                f"{self._links.count} records, the first at offset {self._links.first * header.record_size}: more than "
+                f"{header.max_links_level0} links, or one to an element past {header.count - 1}"
+            )
+            findings.append(Finding("hnsw.link_invalid", name, detail))
+        if self._vectors.count:
+            at = self._vectors.first * header.record_size + header.data_offset
+            detail = f"{self._vectors.count} of {header.count} vectors, the first at offset {at}: NaN or infinity"
+            findings.append(Finding("hnsw.vector_not_finite", name, detail))
+        elif self._lengths.count:
+            at = self._lengths.first * header.record_size + header.data_offset
+            detail = (
+                f"{self._lengths.count} of {header.count} vectors of a cosine index, the first at offset {at}: not of "
+                f"length 1, or their true length in length.bin is none"
+            )
+            findings.append(Finding("hnsw.vector_not_normal", name, detail))
+        return findings
+
+
+def _rows_not_normal(vectors: NDArray[np.float32], lengths: NDArray[np.float32]) -> NDArray[np.bool_]:
+    """Which vectors of a cosine index contradict their stored length.
+
+    A vector is divided by its length unless that is 0, and very small or large ones lose their length to rounding.
+    """
+    with np.errstate(invalid="ignore", over="ignore"):
+        norms = np.sqrt(np.einsum("ij,ij->i", vectors, vectors))
+        normal = np.abs(norms - 1) < _NORM_TOLERANCE
+        usual = (lengths > 1 / _UNUSUAL_LENGTH) & (lengths < _UNUSUAL_LENGTH)
+        possible = (lengths > 0) & np.isfinite(lengths)
+    return np.asarray((usual & ~normal) | (normal & ~possible))
 
 
 def _upper_levels(segment: str, header: IndexHeader, content: NDArray[np.uint8]) -> list[Finding]:
@@ -269,7 +244,7 @@ def _upper_links(
         )
         findings.append(Finding("hnsw.entry_point_invalid", name.replace("link_lists", "header"), detail))
     width = header.level_size // 4
-    for level in range(1, min(highest, _MAX_LEVEL) + 1):
+    for level in range(1, min(highest, MAX_LEVEL) + 1):
         reaching = np.flatnonzero(levels >= level)
         rows = starts[reaching] + (level - 1) * width
         counts = words[rows] & 0xFFFF
@@ -288,11 +263,10 @@ def _upper_links(
     return findings
 
 
-def _labels(segment: str, header: IndexHeader, records: NDArray[np.uint8], ids: IdMap) -> list[Finding]:
+def _labels(segment: str, records: _Records, ids: IdMap) -> list[Finding]:
     """Each id must have one record that is not marked as deleted, or Chroma cannot find its vector."""
-    stored = records[:, header.label_offset :].copy().view("<u8")[:, 0]
-    live = stored[(records[:, 2] & _DELETED) == 0]
-    mapped = np.fromiter((label & 0xFFFFFFFFFFFFFFFF for label in ids.labels.values()), np.uint64, len(ids.labels))
+    live = records.labels
+    mapped = np.array(list(ids.labels.values()), np.int64).view(np.uint64)
     if ids.labels and ids.added < max(ids.labels.values()):
         detail = f"{ids.added} labels were given out, but the highest is {max(ids.labels.values())}"
         return [Finding("hnsw.label_mismatch", f"{segment}/index_metadata.pickle", detail)]

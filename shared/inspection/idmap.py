@@ -18,6 +18,7 @@ _PERSISTENT_DATA = ("chromadb.segment.impl.vector.local_persistent_hnsw", "Persi
 _TEXT, _INTEGER, _STOP = ord("X"), ord("J"), ord(".")
 _MAX_DICTS = 16  # Chroma writes four
 MAX_SEQUENCE_NUMBER = 2**63 - 1
+_LONGEST_NUMBER = 8  # bytes
 _MARK = object()
 _CLASS = object()
 _U16, _U32, _U64, _I32 = (struct.Struct(code).unpack_from for code in ("<H", "<I", "<Q", "<i"))
@@ -64,9 +65,9 @@ def parse(data: bytes) -> IdMap:
     labels, label_to_id = state.get("id_to_label"), state.get("label_to_id")
     if not isinstance(labels, dict) or not isinstance(label_to_id, dict):
         raise IdMapError("has no id_to_label and label_to_id")
-    if not all(type(key) is str and type(value) is int for key, value in labels.items()):
+    if {*map(type, labels)} - {str} or {*map(type, labels.values())} - {int}:
         raise IdMapError("id_to_label maps something else than text to numbers")
-    if len(labels) != len(label_to_id) or any(label_to_id.get(label) != key for key, label in labels.items()):
+    if len(labels) != len(label_to_id) or dict(zip(labels.values(), labels, strict=True)) != label_to_id:
         raise IdMapError(f"id_to_label ({len(labels)}) and label_to_id ({len(label_to_id)}) do not mirror each other")
     max_seq_id, added = state.get("max_seq_id"), state.get("total_elements_added")
     if not (max_seq_id is None or _is_count(max_seq_id)) or not _is_count(added):
@@ -144,7 +145,10 @@ class _Machine:
         self._stack.append(self._number(_U16, 2))
 
     def long_integer(self) -> None:
-        self._stack.append(int.from_bytes(self._take(self._take(1)[0]), "little", signed=True))
+        digits = self._take(self._take(1)[0])
+        if len(digits) > _LONGEST_NUMBER:
+            raise IdMapError(f"a number of {len(digits)} bytes at offset {self._at}, Chroma's have 8 at most")
+        self._stack.append(int.from_bytes(digits, "little", signed=True))
 
     def none(self) -> None:
         self._stack.append(None)
@@ -207,7 +211,8 @@ class _Machine:
 
     def _import(self, module: object, name: object) -> None:
         if (module, name) != _PERSISTENT_DATA:
-            wanted = printable(f"{module!s:.60}.{name!s:.60}")
+            named = isinstance(module, str) and isinstance(name, str)  # anything else may be endless when shown
+            wanted = printable(f"{module:.60}.{name:.60}") if named else "something that has no name"
             raise HostileIdMapError(f"asks for {wanted} at offset {self._at - 1}; it was not run")
         self._stack.append(_CLASS)
 

@@ -10,13 +10,31 @@ from __future__ import annotations
 import json
 import math
 import sqlite3
+from collections.abc import Collection, Iterable, Mapping
+from itertools import chain
 from typing import Any, NoReturn
 
-_ROWS = """
-    SELECT e.embedding_id, m.key, coalesce(m.string_value, m.int_value, m.float_value, m.bool_value)
-    FROM embeddings AS e JOIN embedding_metadata AS m ON m.id = e.id
-    WHERE e.segment_id = ? AND e.embedding_id IN (SELECT id FROM embeddings_queue WHERE substr(topic, -36) = ?)
+from shared.delta import DATABASE
+from shared.inspection.schema import Schema
+from shared.inspection.sqlite import explained
+from shared.verdict import Finding
+
+_VALUES = (
+    "SELECT m.id, m.key, coalesce(m.string_value, m.int_value, m.float_value{boolean}) FROM embedding_metadata AS m"
+)
+_MOST_PARAMETERS = 500
+# Chroma passes over a row without one value of its column's type, and over one that belongs to no embedding. SQLite
+# orders numbers before text before blobs, which tells types faster than typeof().
+_UNREADABLE = """
+    SELECT count(*), min(rowid) FROM {table} WHERE key >= x'' {orphan} OR (
+        ({text} >= x'' OR int_value >= '' OR int_value != CAST(int_value AS INTEGER) OR float_value >= '' {not_boolean})
+        AND NOT ifnull({text} < x'', 0) AND NOT ifnull(int_value = CAST(int_value AS INTEGER) AND int_value < '', 0)
+        AND NOT ifnull(float_value < '', 0) {no_boolean}
+    )
 """
+_NOT_BOOLEAN, _NO_BOOLEAN = "OR bool_value NOT IN (0, 1)", "AND NOT ifnull(bool_value IN (0, 1), 0)"
+_NO_EMBEDDING = "OR id NOT IN (SELECT id FROM embeddings)"
+_DOCUMENT = "chroma:document"
 _DIGITS = 1e-9  # Chroma 1.5 reads numbers of 16 digits one unit in the last place off
 
 
@@ -31,12 +49,49 @@ def parse(text: object) -> dict[str, Any]:
     if not isinstance(text, str):
         raise ValueError(f"a {type(text).__name__} instead of JSON")
     try:
-        metadata = _decode(text)
+        text = text.strip(_WHITESPACE)
+        metadata, end = _decode(text)
+        if end != len(text):
+            raise ValueError(f"something follows after {end} characters")
     except RecursionError as error:
         raise ValueError("nested too deeply") from error
     if not isinstance(metadata, dict):
         raise ValueError(f"a {type(metadata).__name__} instead of an object")
     return metadata
+
+
+def inspect_values(connection: sqlite3.Connection, schema: Schema, *, of_embeddings: bool) -> list[Finding]:
+    """Whether each metadata value has the type of its column, and belongs to something.
+
+    Args:
+        connection: A database whose schema is sound.
+        schema: That schema.
+        of_embeddings: Whether to look at the embeddings' metadata too, and not only at the collections'. That of
+            embeddings whose operations are in the queue is compared with these (see `ExpectedMetadata`).
+
+    Raises:
+        CouldNotCheck: The rows could not be read for a reason outside the bytes.
+    """
+    findings = []
+    tables = [("collection_metadata", "str_value", "")]
+    if of_embeddings:
+        tables += [("embedding_metadata", "string_value", _NO_EMBEDDING)]
+        tables += [("embedding_metadata_array", "string_value", _NO_EMBEDDING)]
+    for table, text, orphan in tables:
+        if table in schema.tables:
+            unreadable, first = 0, None
+            has = schema.has(table, "bool_value")
+            not_boolean, no_boolean = (_NOT_BOOLEAN, _NO_BOOLEAN) if has else ("", "")
+            with explained(f"reading {table}") as unread:
+                sql = _UNREADABLE.format(
+                    table=table, text=text, orphan=orphan, not_boolean=not_boolean, no_boolean=no_boolean
+                )
+                ((unreadable, first),) = connection.execute(sql)
+            findings += unread
+            if unreadable:
+                detail = f"{unreadable} rows of {table}, the first {first}: no value of its column's type, or no owner"
+                findings.append(Finding("records.row_unreadable", DATABASE, detail))
+    return findings
 
 
 class ExpectedMetadata:
@@ -47,7 +102,9 @@ class ExpectedMetadata:
 
     def store(self, id_: str, metadata: dict[str, Any]) -> None:
         """Takes in an operation that stores a new id."""
-        self._expected[id_] = {key: value for key, value in metadata.items() if value is not None}
+        if None in metadata.values():
+            metadata = {key: value for key, value in metadata.items() if value is not None}
+        self._expected[id_] = metadata
 
     def merge(self, id_: str, metadata: dict[str, Any]) -> None:
         """Takes in an operation that changes a known id."""
@@ -62,33 +119,61 @@ class ExpectedMetadata:
         """Takes in that nothing is known of an id (any more)."""
         self._expected.pop(id_, None)
 
-    def missing(self, connection: sqlite3.Connection, segment: str, collection: str) -> list[tuple[str, str]]:
-        """Id and key of every value that its row lacks or has otherwise.
+    def missing(
+        self, connection: sqlite3.Connection, rows: Mapping[str, int], *, booleans: bool
+    ) -> list[tuple[str, str]]:
+        """Id and key of every value that its row lacks or has otherwise. An id without a row is not this one's to tell.
 
         Args:
             connection: The database.
-            segment: Id of the metadata segment.
-            collection: Id of the collection.
+            rows: Number of the row of each id.
+            booleans: Whether truth values have a column of their own, which came with the second migration.
         """
-        if not any(self._expected.values()):
-            return []
-        rows = connection.execute(_ROWS, (segment, collection)).fetchall()
-        wanted = [(id_, key, value) for id_, values in self._expected.items() for key, value in values.items()]
-        # Equal tuples need no further look, and nearly all are equal: JSON's true equals the 1 of a row.
-        simple = {place for place in wanted if type(place[2]) not in (list, dict)}  # these are kept in other tables
-        suspicious = simple.difference(rows)
-        stored = {(id_, key): value for id_, key, value in rows} if suspicious else {}
-        return [(id_, key) for id_, key, value in suspicious if not _close(value, stored.get((id_, key)))]
+        expected = {rows[id_]: (id_, values) for id_, values in self._expected.items() if values and id_ in rows}
+        stored: dict[int, dict[str, Any]] = {row: {} for row in expected}
+        for row, key, value in _values(connection, expected, booleans=booleans):
+            if row in stored:
+                stored[row][key] = value
+        return [
+            (id_, key)
+            for row, (id_, values) in expected.items()
+            if values != stored[row]  # JSON's true equals the 1 of a row
+            for key, value in values.items()
+            if not _same(key, value, stored[row].get(key))
+        ]
 
 
-def _close(expected: Any, stored: object) -> bool:
-    """Whether two numbers are the same but for the last digits. Lists and sparse vectors never come here."""
-    numbers = isinstance(expected, int | float) and isinstance(stored, int | float)
-    return numbers and math.isclose(expected, stored, rel_tol=_DIGITS)  # type: ignore[arg-type]
+def _values(connection: sqlite3.Connection, rows: Collection[int], *, booleans: bool) -> Iterable[tuple[Any, ...]]:
+    """Row, key and value of the metadata of some rows, and perhaps of others."""
+    sql = _VALUES.format(boolean=", m.bool_value" if booleans else "")
+    ((total,),) = connection.execute("SELECT count(*) FROM embeddings")
+    if 2 * len(rows) > total:  # one look through the table is faster than finding each of its rows
+        return connection.execute(sql)
+    ordered = sorted(rows)
+    starts = range(0, len(ordered), _MOST_PARAMETERS)
+    parts = (ordered[start : start + _MOST_PARAMETERS] for start in starts)
+    return chain.from_iterable(
+        connection.execute(f"{sql} WHERE m.id IN ({', '.join('?' * len(part))})", part) for part in parts
+    )
+
+
+def _same(key: str, expected: Any, stored: object) -> bool:
+    """Whether a row holds an expected value; numbers may differ in the last digits."""
+    if expected == stored or isinstance(expected, list | dict):  # lists and sparse vectors are kept in other tables
+        return True
+    if key == _DOCUMENT and isinstance(stored, str):
+        return True  # the full-text table has it, too: there the row was compared, so the damage is in the queue
+    if not (isinstance(expected, int | float) and isinstance(stored, int | float)):
+        return False
+    try:
+        return math.isclose(expected, stored, rel_tol=_DIGITS)
+    except OverflowError:  # a whole number of hundreds of digits, which no column holds
+        return False
 
 
 def _refuse(constant: str) -> NoReturn:
     raise ValueError(f"{constant} is not JSON")
 
 
-_decode = json.JSONDecoder(parse_constant=_refuse).decode
+_decode = json.JSONDecoder(parse_constant=_refuse).raw_decode
+_WHITESPACE = " \t\n\r"

@@ -1,0 +1,130 @@
+"""`header.bin` of a flushed vector index: its fourteen numbers against each other and against the files beside it.
+
+hnswlib trusts it: it allocates what it says, and ignores a file that is too short. Layout measured on chromadb 0.4.24
+to 1.5.9; `maxM0 = 2 M` and the record are hnswlib's.
+"""
+
+from __future__ import annotations
+
+import math
+import struct
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from shared.verdict import Finding
+
+HEADER_BYTES = 100
+MAX_LEVEL = 64
+"""A level is -ln(uniform) * mult; 64 would need more elements than a u32 can number."""
+
+_HEADER = struct.Struct("<iQQQQQQiIQQQdQ")
+_MOST_BYTES = 1 << 40  # hnswlib allocates the room for all elements at once; no machine has this much
+
+
+@dataclass(frozen=True, slots=True)
+class IndexHeader:
+    """`header.bin`: sizes in bytes, counts in elements."""
+
+    version: int
+    offset_level0: int
+    max_elements: int
+    count: int
+    record_size: int
+    label_offset: int
+    data_offset: int
+    max_level: int
+    entry_point: int
+    max_links: int
+    max_links_level0: int
+    links: int
+    level_factor: float
+    ef_construction: int
+
+    @property
+    def dimension(self) -> int:
+        """Vector length that the record size leaves room for."""
+        return (self.label_offset - self.data_offset) // 4
+
+    @property
+    def level_size(self) -> int:
+        """Bytes of one element's links on one level above 0."""
+        return 4 * self.max_links + 4
+
+
+def inspect_header(segment: str, head: bytes, sizes: Mapping[str, int]) -> tuple[IndexHeader | None, list[Finding]]:
+    """What `header.bin` of a flushed index proves, together with the sizes of the files beside it.
+
+    Args:
+        segment: The segment's id, the folder's name.
+        head: The whole of `header.bin`.
+        sizes: Bytes of each index file by base name; a missing one is not this function's to report.
+
+    Returns:
+        The header, or None when its numbers cannot be worked with, and the findings.
+    """
+    name = f"{segment}/header.bin"
+    if len(head) != HEADER_BYTES:
+        return None, [Finding("hnsw.header_invalid", name, f"{len(head)} bytes, expected {HEADER_BYTES}")]
+    header = IndexHeader(*_HEADER.unpack(head))
+    wrong = _contradictions(header)
+    if wrong:
+        return None, [Finding("hnsw.header_invalid", name, detail) for detail in wrong]
+    findings = []
+    if header.count and not 0 <= header.entry_point < header.count:
+        detail = f"entry point {header.entry_point}, the index has {header.count} elements"
+        findings.append(Finding("hnsw.entry_point_invalid", name, detail))
+    if header.count and not 0 <= header.max_level <= MAX_LEVEL:
+        detail = f"highest level {header.max_level}, expected 0 to {MAX_LEVEL}"
+        findings.append(Finding("hnsw.entry_point_invalid", name, detail))
+    return header, findings + _size_findings(segment, header, sizes)
+
+
+def _contradictions(header: IndexHeader) -> list[str]:
+    expected: list[tuple[str, object, object]] = [
+        ("version", header.version, 1),
+        ("offset of level 0", header.offset_level0, 0),
+        ("level-0 links", header.max_links_level0, 2 * header.max_links),
+        ("links", header.links, header.max_links),
+        ("offset of the vector", header.data_offset, 4 * header.max_links_level0 + 4),
+        ("offset of the label", header.label_offset, header.record_size - 8),
+    ]
+    wrong = [f"{field} is {seen}, expected {right}" for field, seen, right in expected if seen != right]
+    if not 1 <= header.max_links <= 100_000:
+        wrong.append(f"links is {header.max_links}, expected 1 to 100000")
+    elif header.links > 1 and not math.isclose(header.level_factor, 1 / math.log(header.links), rel_tol=1e-9):
+        wrong.append(f"level factor is {header.level_factor!r}, expected 1/ln {header.links}")
+    vector = header.label_offset - header.data_offset
+    if vector < 4 or vector % 4:
+        wrong.append(f"{vector} bytes between links and label, expected a multiple of 4 from 4")
+    if header.max_elements * header.record_size > _MOST_BYTES:
+        wrong.append(
+            f"room for {header.max_elements} elements would need {header.max_elements * header.record_size} bytes"
+        )
+    if header.count > header.max_elements:
+        wrong.append(f"{header.count} elements, room for {header.max_elements}")
+    return wrong
+
+
+def _size_findings(segment: str, header: IndexHeader, sizes: Mapping[str, int]) -> list[Finding]:
+    findings = []
+
+    def mismatch(base: str, detail: str) -> None:
+        findings.append(Finding("hnsw.size_mismatch", f"{segment}/{base}", f"{sizes[base]} bytes, {detail}"))
+
+    slots = None
+    if "data_level0.bin" in sizes:
+        slots, rest = divmod(sizes["data_level0.bin"], header.record_size)
+        if rest or not header.count <= slots <= header.max_elements:
+            low, high = header.count * header.record_size, header.max_elements * header.record_size
+            shape = f"{low} to {high} in steps of {header.record_size}"
+            mismatch("data_level0.bin", f"expected {shape} for {header.count} embeddings")
+            slots = None
+    if slots is not None and sizes.get("length.bin", 4 * slots) != 4 * slots:
+        mismatch("length.bin", f"expected {4 * slots}: 4 for each of {slots} records")
+    if "link_lists.bin" in sizes:
+        rest = sizes["link_lists.bin"] - 4 * header.count
+        most = header.count * max(0, header.max_level) * header.level_size
+        if not 0 <= rest <= most or rest % header.level_size:
+            shape = f"{4 * header.count} and up to {most} in steps of {header.level_size}"
+            mismatch("link_lists.bin", f"expected {shape} for {header.count} embeddings")
+    return findings

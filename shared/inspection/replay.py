@@ -1,0 +1,282 @@
+"""The queue of one collection, Chroma's write-ahead log, replayed on what its index and its rows hold."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from shared.delta import DATABASE, printable
+from shared.inspection.hnsw import rows_not_finite
+from shared.inspection.metadata import ExpectedMetadata, parse
+from shared.inspection.sysdb import Collection
+from shared.inspection.values import is_text, shown, some
+from shared.verdict import Finding
+
+ENCODING = "FLOAT32"
+"""The only encoding that any version writes; chromadb.types.ScalarEncoding also knows INT32."""
+WIDTH = 4
+"""Bytes of one number of a vector."""
+
+_ADD, _UPDATE, _UPSERT, _DELETE = range(4)
+# Chroma passes over a row whose time it cannot read.
+_QUEUE = """
+    SELECT seq_id, operation, id, vector, encoding, metadata,
+        CASE WHEN typeof(created_at) = 'text' THEN datetime(created_at) IS substr(created_at, 1, 19) END
+    FROM embeddings_queue
+    WHERE substr(topic, -36) = ? AND seq_id > ? ORDER BY seq_id
+"""
+_BATCH_ROWS = 500
+_BATCH_BYTES = 4 * 1024 * 1024
+
+
+class _Operation(NamedTuple):
+    """One operation of the queue whose id and kind can be read; its metadata is None when that cannot."""
+
+    seq_id: int
+    kind: int
+    id: str
+    vector: object
+    encoding: object
+    metadata: dict[str, Any] | None
+
+
+class Replay:
+    """The operations of one collection, applied in order as Chroma does.
+
+    Adding a known id and updating or deleting an unknown one do nothing.
+
+    Args:
+        collection: The collection.
+        flushed_to: The last operation that is in its index.
+        with_vector: Ids that have a vector in the index.
+        rows: Ids that have a row in `embeddings`, with the number of that row.
+    """
+
+    def __init__(self, collection: Collection, flushed_to: int, with_vector: set[str], rows: dict[str, int]) -> None:
+        self._collection = collection
+        self._flushed_to = flushed_to
+        self._rows = rows
+        self._problems = _VectorProblems(collection)
+        self._expected = ExpectedMetadata()
+        self.with_vector = with_vector
+        self.with_row = set(rows)
+        self.findings: list[Finding] = []
+
+    def run(self, connection: sqlite3.Connection, *, booleans: bool) -> None:
+        """Applies every operation that the index or the rows have not taken up yet.
+
+        Args:
+            connection: The database.
+            booleans: Whether truth values have a column of their own.
+        """
+        first = min(self._flushed_to, self._collection.applied_to)
+        operations = connection.execute(_QUEUE, (self._collection.id, first))
+        while batch := operations.fetchmany(_BATCH_ROWS):
+            if not self._store_all(batch):
+                for row in batch:
+                    self._apply(*row)
+        self.findings += self._problems.findings()
+        missing = self._expected.missing(connection, self._rows, booleans=booleans)
+        if missing:
+            ids = {id_ for id_, _ in missing}
+            detail = f"{len(missing)} values of {len(ids)} embeddings of {shown(self._collection.name)}: {some(ids)}"
+            self.findings.append(Finding("records.metadata_missing", DATABASE, detail))
+
+    def contradictions(self) -> list[Finding]:
+        """What breaks the master invariant."""
+        findings = []
+        name = shown(self._collection.name)
+        if self._collection.dimension is None and self.with_vector:
+            detail = f"{name} holds {len(self.with_vector)} vectors, but its dimension is not set"
+            findings.append(Finding("records.dimension_missing", DATABASE, detail))
+        lost = self.with_row - self.with_vector
+        if lost:
+            detail = f"{len(lost)} of {len(self.with_row)} embeddings of {name} have no vector: {some(lost)}"
+            findings.append(Finding("records.vector_missing", DATABASE, detail))
+        unknown = self.with_vector - self.with_row
+        if unknown:
+            detail = f"{len(unknown)} vectors of {name} have no row in embeddings: {some(unknown)}"
+            findings.append(Finding("records.id_missing", DATABASE, detail))
+        return findings
+
+    def _store_all(self, batch: Sequence[tuple[Any, ...]]) -> bool:
+        """Applies operations that do nothing but store new ids, all at once: nearly all queues are of these.
+
+        Returns:
+            False when there is anything else among them; then nothing was done.
+        """
+        seq_ids, kinds, ids, vectors, encodings, texts, timed = zip(*batch, strict=True)
+        if (
+            {*map(type, seq_ids), *map(type, kinds)} != {int}
+            or not self._flushed_to < seq_ids[0] <= seq_ids[-1] <= self._collection.applied_to
+            or not {*kinds} <= {_ADD, _UPSERT}
+            or {*map(type, ids)} != {str}
+            or not is_text("".join(ids))
+            or len({*ids}) != len(ids)
+            or not self.with_vector.isdisjoint(ids)
+            or {*encodings} != {ENCODING}
+            or {*map(type, vectors)} != {bytes}
+            or {*map(len, vectors)} != {WIDTH * (self._collection.dimension or -1)}
+            or not all(timed)
+        ):
+            return False
+        try:
+            metadatas = [parse(text) for text in texts]
+        except ValueError:
+            return False
+        self.with_vector.update(ids)
+        self._problems.add_all(ids, seq_ids, vectors)
+        for id_, metadata in zip(ids, metadatas, strict=True):
+            self._expected.store(id_, metadata)
+        return True
+
+    def _apply(
+        self, seq_id: object, kind: Any, id_: object, vector: object, encoding: object, text: object, timed: object
+    ) -> None:
+        operation = self._read(seq_id, kind, id_, vector, encoding, text)
+        if operation is None:
+            return
+        if not timed:
+            self._unreadable(operation.seq_id, f"the time at which {shown(operation.id)} was queued is none")
+            return
+        self._expect(operation)
+        if operation.seq_id > self._flushed_to:
+            self._apply_to_index(operation)
+        if operation.seq_id > self._collection.applied_to:
+            self._apply_to_rows(operation)
+
+    def _read(
+        self, seq_id: object, kind: Any, id_: object, vector: object, encoding: object, text: object
+    ) -> _Operation | None:
+        if not isinstance(seq_id, int):
+            self._unreadable(seq_id, "its number is none")
+            return None
+        if not isinstance(id_, str) or not is_text(id_) or kind not in (_ADD, _UPDATE, _UPSERT, _DELETE):
+            detail = f"row {seq_id} of embeddings_queue: operation {shown(kind)} on {shown(id_)}"
+            self.findings.append(Finding("records.operation_unknown", DATABASE, detail))
+            return None
+        metadata = None
+        try:
+            metadata = parse(text)
+        except ValueError as error:
+            self._unreadable(seq_id, f"the metadata of {shown(id_)} is not readable: {error}")
+        return _Operation(seq_id, kind, id_, vector, encoding, metadata)
+
+    def _unreadable(self, seq_id: object, problem: str) -> None:
+        detail = printable(f"row {shown(seq_id)} of embeddings_queue: {problem}", 200)
+        self.findings.append(Finding("records.row_unreadable", DATABASE, detail))
+
+    def _expect(self, operation: _Operation) -> None:
+        known = operation.id in self.with_vector
+        late = operation.seq_id > self._collection.applied_to
+        if operation.kind == _DELETE or operation.metadata is None or late:
+            self._expected.forget(operation.id)
+        elif known and operation.kind != _ADD:
+            self._expected.merge(operation.id, operation.metadata)
+        elif not known and operation.kind != _UPDATE:
+            self._expected.store(operation.id, operation.metadata)
+
+    def _apply_to_index(self, operation: _Operation) -> None:
+        if operation.kind == _DELETE:
+            self.with_vector.discard(operation.id)
+            self._problems.forget(operation.id, operation.seq_id)
+        elif self._problems.add(operation) and operation.kind != _UPDATE:
+            self.with_vector.add(operation.id)
+
+    def _apply_to_rows(self, operation: _Operation) -> None:
+        if operation.kind == _DELETE:
+            self.with_row.discard(operation.id)
+        elif operation.kind != _UPDATE:
+            self.with_row.add(operation.id)
+
+
+class _VectorProblems:
+    """Collects what is wrong with the vectors of the queue; their numbers are looked at some megabytes at a time.
+
+    A vector that Chroma cannot decode stops its reader wherever it stands. One that decodes to wrong numbers does harm
+    only while no later operation replaces or deletes it.
+    """
+
+    def __init__(self, collection: Collection) -> None:
+        self._collection = collection
+        self._dimension = collection.dimension
+        self._waiting: list[tuple[str, int, bytes | None]] = []
+        self._bytes = 0
+        self._stopping: list[tuple[str, int, str]] = []
+        self._wrong: dict[str, tuple[str, int, str]] = {}
+
+    def add(self, operation: _Operation) -> bool:
+        """Takes one vector in. Returns whether Chroma can decode it, to right numbers or wrong ones."""
+        seq_id, id_, vector, encoding = operation.seq_id, operation.id, operation.vector, operation.encoding
+        if vector is None and operation.kind == _UPDATE:
+            return False
+        if not isinstance(vector, bytes):
+            self._stopping.append(("records.vector_length", seq_id, "no vector"))
+            return False
+        if encoding != ENCODING:
+            detail = f"encoding {shown(encoding)}, expected {ENCODING}"
+            self._stopping.append(("records.vector_encoding", seq_id, detail))
+            return False
+        if self._dimension is None:
+            self._dimension = len(vector) // WIDTH
+        if len(vector) == WIDTH * self._dimension:
+            self._waiting.append((id_, seq_id, vector))
+            self._bytes += len(vector)
+            if self._bytes >= _BATCH_BYTES:
+                self._look()
+            return True
+        needed = f"dimension {self._dimension} needs {WIDTH * self._dimension}"
+        problem = ("records.vector_length", seq_id, f"{len(vector)} bytes, {needed}")
+        if len(vector) % WIDTH:
+            self._stopping.append(problem)
+            return False
+        self._look()
+        self._wrong[id_] = problem
+        return True
+
+    def add_all(self, ids: tuple[str, ...], seq_ids: tuple[int, ...], vectors: tuple[bytes, ...]) -> None:
+        """Takes in vectors that are known to have the right length and encoding."""
+        self._waiting.extend(zip(ids, seq_ids, vectors, strict=True))
+        self._bytes += sum(map(len, vectors))
+        if self._bytes >= _BATCH_BYTES:
+            self._look()
+
+    def forget(self, id_: str, seq_id: int) -> None:
+        """Takes note that an id was deleted, and with it what was wrong with its vector."""
+        self._waiting.append((id_, seq_id, None))
+
+    def findings(self) -> list[Finding]:
+        """One finding for each kind of problem: how many rows, and the first of them."""
+        self._look()
+        by_code: dict[str, list[tuple[int, str]]] = {}
+        for code, seq_id, detail in sorted([*self._stopping, *self._wrong.values()], key=lambda problem: problem[1]):
+            by_code.setdefault(code, []).append((seq_id, detail))
+        return [
+            Finding(
+                code,
+                DATABASE,
+                f"{len(rows)} queued vectors of {shown(self._collection.name)}, "
+                f"the first in row {rows[0][0]} of embeddings_queue: {rows[0][1]}",
+            )
+            for code, rows in by_code.items()
+        ]
+
+    def _look(self) -> None:
+        vectors = [vector for _, _, vector in self._waiting if vector is not None]
+        matrix = np.frombuffer(b"".join(vectors), dtype="<f4").reshape(len(vectors), self._dimension or 0)
+        not_finite = rows_not_finite(matrix)
+        if not self._wrong and not not_finite.any():
+            self._waiting.clear()
+            self._bytes = 0
+            return
+        broken = iter(not_finite.tolist())
+        for id_, seq_id, vector in self._waiting:
+            if vector is not None and next(broken):
+                self._wrong[id_] = ("records.vector_not_finite", seq_id, "NaN or infinity")
+            else:
+                self._wrong.pop(id_, None)
+        self._waiting.clear()
+        self._bytes = 0

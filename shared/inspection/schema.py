@@ -1,0 +1,240 @@
+"""The schema of a database: what Chroma needs of it, each table since its migration, and nothing that would run.
+
+The whole schema is read before any table, and a table before it is known to be a plain one is never read: SQLite
+evaluates the expressions of a schema (indexes, generated columns, checks) when it looks through a table, views when
+they are read. Source: measured, chromadb 0.4.3 to 1.5.9.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import sqlite3
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+from shared.delta import DATABASE, printable
+from shared.inspection.sqlite import explained
+from shared.inspection.values import is_text
+from shared.verdict import Finding
+
+NEWEST_MIGRATIONS = {"sysdb": 10, "metadb": 6, "embeddings_queue": 2}
+"""The newest schema migrations that these rules were measured with (chromadb 1.5.9)."""
+
+FULLTEXT = "embedding_fulltext_search"
+_FULLTEXT_SINCE = ("metadb", 3)
+_FIRST = 1
+# Table, migration since which it has these columns, and the columns that Chroma 1.5 reads. What a migration brings that
+# was not applied is not missed, since Chroma applies the others when it opens a delta. It recreates tables not named.
+_REQUIRED: tuple[tuple[str, tuple[str, int], str], ...] = (
+    ("migrations", ("sysdb", _FIRST), "dir version filename sql hash"),
+    ("tenants", ("sysdb", 4), "id"),
+    ("databases", ("sysdb", 4), "id name tenant_id"),
+    ("collections", ("sysdb", _FIRST), "id name"),
+    ("collections", ("sysdb", 3), "dimension"),
+    ("collections", ("sysdb", 4), "database_id"),
+    ("collections", ("sysdb", 7), "config_json_str"),
+    ("collections", ("sysdb", 10), "schema_str"),
+    ("segments", ("sysdb", 2), "id type scope collection"),
+    ("collection_metadata", ("sysdb", _FIRST), "collection_id key str_value int_value float_value"),
+    ("collection_metadata", ("sysdb", 6), "bool_value"),
+    ("segment_metadata", ("sysdb", 2), "segment_id key str_value int_value float_value"),
+    ("segment_metadata", ("sysdb", 6), "bool_value"),
+    ("embeddings", ("metadb", _FIRST), "id segment_id embedding_id seq_id created_at"),
+    ("embedding_metadata", ("metadb", _FIRST), "id key string_value int_value float_value"),
+    ("embedding_metadata", ("metadb", 2), "bool_value"),
+    ("max_seq_id", ("metadb", _FIRST), "segment_id seq_id"),
+    ("embedding_metadata_array", ("metadb", 6), "id key string_value int_value float_value bool_value"),
+    ("embeddings_queue", ("embeddings_queue", _FIRST), "seq_id created_at operation topic id vector encoding metadata"),
+    ("embeddings_queue_config", ("embeddings_queue", 2), "id config_json_str"),
+)
+_SHADOWS = tuple(f"{FULLTEXT}_{part}" for part in ("data", "idx", "content", "docsize", "config"))
+_CHROMAS = {table for table, _, _ in _REQUIRED} | set(_SHADOWS)
+_IDENTIFIER = r'(?:"(?:[^"]|"")*"|`[^`]*`|\[[^]]*\]|\w+)'
+_PLAIN_TABLE = re.compile(r"create\s+table\b", re.IGNORECASE)
+_CHECK = re.compile(r"\bcheck\s*\(", re.IGNORECASE)
+_PLAIN_INDEX = re.compile(
+    rf"create\s+(?:unique\s+)?index\s+(?:if\s+not\s+exists\s+)?{_IDENTIFIER}\s+on\s+{_IDENTIFIER}\s*"
+    rf"\(\s*{_IDENTIFIER}(?:\s+(?:asc|desc))?(?:\s*,\s*{_IDENTIFIER}(?:\s+(?:asc|desc))?)*\s*\)"
+    rf"(?:\s*where\s+{_IDENTIFIER}\s+is\s+not\s+null)?",
+    re.IGNORECASE,
+)
+_FULLTEXT_SQL = re.compile(
+    rf"create\s+virtual\s+table\s+\W?{FULLTEXT}\W?\s+using\s+fts5\s*\(\s*string_value\s*,\s*tokenize\s*=\s*'trigram'\s*\)",
+    re.IGNORECASE,
+)
+_COMPUTED_COLUMN = (2, 3)  # table_xinfo's word for generated columns, virtual and stored
+
+
+@dataclass(slots=True)
+class Schema:
+    """What `sqlite_schema` lists, and which migrations were applied.
+
+    Args:
+        tables: Columns of each plain table, by its name.
+        replaced: Tables whose name stands for a view or virtual table; they are never read.
+        triggers: Names.
+        views: Names.
+        fulltext: Whether the full-text table is declared as Chroma declares it.
+        applied: Highest version applied, by directory of migrations.
+        computing: Tables with a column, check or index that holds an expression; a look through them would run it.
+    """
+
+    tables: dict[str, set[str]] = field(default_factory=dict)
+    replaced: set[str] = field(default_factory=set)
+    triggers: list[str] = field(default_factory=list)
+    views: list[str] = field(default_factory=list)
+    fulltext: bool = False
+    applied: dict[str, int] = field(default_factory=dict)
+    computing: set[str] = field(default_factory=set)
+
+    def has(self, table: str, column: str) -> bool:
+        """Whether a plain table has a column."""
+        return column in self.tables.get(table, ())
+
+    def reached(self, migration: tuple[str, int]) -> bool:
+        """Whether a migration (directory, version) was applied."""
+        return self.applied.get(migration[0], 0) >= migration[1]
+
+    @property
+    def searches_fulltext(self) -> bool:
+        """Whether the delta has come to the full-text table that Chroma searches today (not in early 0.4)."""
+        return self.reached(_FULLTEXT_SINCE)
+
+
+def read_schema(connection: sqlite3.Connection) -> tuple[Schema, list[Finding]]:
+    """The schema, and what in it would be evaluated by a look through its tables. Nothing of it is.
+
+    Raises:
+        CouldNotCheck: It could not be read for a reason outside the bytes.
+    """
+    schema = Schema()
+    computing: list[tuple[str, str]] = []
+    with explained("reading the schema") as findings:
+        rows = connection.execute("SELECT type, name, tbl_name, rootpage, coalesce(sql, '') FROM sqlite_schema")
+        for kind, name, table, root, sql in rows.fetchall():
+            if not all(isinstance(text, str) for text in (name, table, sql)):
+                continue  # SQLite writes text; what is described otherwise is not there for Chroma
+            if kind == "table" and root and _PLAIN_TABLE.match(sql):
+                quoted = name.replace('"', '""')
+                columns = connection.execute(f'PRAGMA table_xinfo("{quoted}")').fetchall()
+                schema.tables[name] = {column[1] for column in columns}
+                if _CHECK.search(sql) or any(column[6] in _COMPUTED_COLUMN for column in columns):
+                    computing.append((name, f"table {printable(name)} checks or computes columns"))
+            elif kind == "index":
+                if sql and not _PLAIN_INDEX.fullmatch(sql.strip()):
+                    computing.append((table, f"index {printable(name)} holds an expression"))
+            else:
+                _note_other(schema, kind, name, sql)
+    for table, detail in computing:
+        schema.computing.add(table)
+        code = "sqlite.unexpected_expression" if table in _CHROMAS else "check.foreign_expression"
+        findings.append(Finding(code, DATABASE, f"{detail}, which no Chroma writes and no check may run"))
+    return schema, findings
+
+
+def inspect_schema(connection: sqlite3.Connection, schema: Schema) -> list[Finding]:
+    """Whether the tables that Chroma needs are there as plain tables, and nothing is there that would run.
+
+    Fills in `schema.applied` from the table of migrations.
+
+    Raises:
+        CouldNotCheck: That table could not be read for a reason outside the bytes.
+    """
+    if not schema.tables.keys() & (_CHROMAS - set(_SHADOWS)):
+        return [Finding("sqlite.table_missing", DATABASE, f"{len(schema.tables)} tables, none of them Chroma's")]
+    findings: list[Finding] = []
+    if all(schema.has("migrations", column) for column in ("dir", "version", "filename", "sql", "hash")):
+        with explained("reading the migrations") as unread:
+            findings = _inspect_migrations(connection, schema)
+        findings += unread
+        if any(finding.code == "sqlite.schema_newer" for finding in findings):
+            return findings  # what is missing, a newer Chroma may have given up
+    findings += _missing(schema)
+    for name in schema.triggers:
+        detail = f"trigger {printable(name)} would run when Chroma opens the delta"
+        findings.append(Finding("sqlite.unexpected_trigger", DATABASE, detail))
+    findings += [Finding("sqlite.unexpected_view", DATABASE, f"view {printable(name)}") for name in schema.views]
+    return findings
+
+
+def _note_other(schema: Schema, kind: str, name: str, sql: str) -> None:
+    if kind == "trigger":
+        schema.triggers.append(name)
+    elif (kind, name) == ("table", FULLTEXT):
+        schema.fulltext = _FULLTEXT_SQL.fullmatch(sql.strip()) is not None
+    elif name in _CHROMAS:
+        schema.replaced.add(name)
+    elif kind == "view":
+        schema.views.append(name)
+
+
+def _inspect_migrations(connection: sqlite3.Connection, schema: Schema) -> list[Finding]:
+    """Chroma compares these rows with its own and opens nothing when they differ. Each carries its own checksum."""
+    versions: dict[object, list[object]] = {}
+    findings = []
+    for folder, version, *texts in connection.execute("SELECT dir, version, filename, sql, hash FROM migrations"):
+        versions.setdefault(folder, []).append(version)
+        if not all(is_text(text) for text in texts) or not _is_checksum(*texts[1:]):
+            detail = f"the row of migration {folder} {version!r} does not agree with its own checksum"
+            findings.append(Finding("sqlite.migration_mismatch", DATABASE, printable(detail, 200)))
+    newer = [
+        f"migration {folder} {version!r}, known up to {NEWEST_MIGRATIONS.get(str(folder), 0)}"
+        for folder, seen in versions.items()
+        for version in seen
+        if not isinstance(version, int) or version > NEWEST_MIGRATIONS.get(str(folder), 0)
+    ]
+    if newer:
+        return [
+            Finding("sqlite.schema_newer", DATABASE, f"{printable(detail, 200)}: upgrade Deltaguard")
+            for detail in newer[:3]
+        ]
+    for folder in NEWEST_MIGRATIONS:
+        applied = sorted(version for version in versions.get(folder, []) if isinstance(version, int))
+        schema.applied[folder] = len(applied)
+        if not applied or applied != list(range(1, len(applied) + 1)):
+            detail = f"migrations of {folder} are {applied}, expected all from 1 on: Chroma refuses to open it"
+            findings.append(Finding("sqlite.migration_mismatch", DATABASE, detail))
+    if not findings:
+        findings += [
+            Finding("sqlite.migration_mismatch", DATABASE, f"{what}, but its migration is not recorded")
+            for what in _ahead(schema)
+        ]
+    return findings
+
+
+def _is_checksum(sql: str, checksum: str) -> bool:
+    """Whether the checksum of a migration is that of its text: MD5, or SHA-256 where Chroma was set to it."""
+    data = sql.encode("utf-8", "surrogateescape")
+    return checksum in (hashlib.md5(data, usedforsecurity=False).hexdigest(), hashlib.sha256(data).hexdigest())
+
+
+def _ahead(schema: Schema) -> Iterator[str]:
+    """What is there before its migration: Chroma would apply that again, and fail."""
+    for table, since, columns in _REQUIRED:
+        if not schema.reached(since):
+            for column in columns.split():
+                if schema.has(table, column):
+                    yield f"{table} has the column {column} of {since[0]} {since[1]}"
+
+
+def _missing(schema: Schema) -> list[Finding]:
+    findings = []
+    absent = set()
+    for table in (*dict.fromkeys(table for table, _, _ in _REQUIRED), *_SHADOWS):
+        if table in schema.replaced:
+            detail = f"{table} is a view or a virtual table, which is not read"
+            findings.append(Finding("sqlite.table_replaced", DATABASE, detail))
+            absent.add(table)
+    for table, since, columns in _REQUIRED:
+        if table in absent or not (schema.reached(since) or since[1] == _FIRST):
+            continue
+        if table not in schema.tables:
+            findings.append(Finding("sqlite.table_missing", DATABASE, f"table {table} is not there"))
+            absent.add(table)
+        elif lacking := set(columns.split()) - schema.tables[table]:
+            detail = f"table {table} has no column {', '.join(sorted(lacking))}"
+            findings.append(Finding("sqlite.column_missing", DATABASE, detail))
+    if schema.searches_fulltext and not schema.fulltext:
+        findings.append(Finding("sqlite.table_missing", DATABASE, f"table {FULLTEXT} is not there as Chroma makes it"))
+    return findings
