@@ -194,8 +194,9 @@ def _print_defects(console: Console, verdict: Verdict) -> None:
     # Not wrapped: a path must stay whole for the mouse and for grep.
     head = Text.assemble("\n", (verdict.status.value, _STYLES[verdict.status]), " ", _shown(verdict.delta))
     console.print(head, soft_wrap=True)
-    for finding in verdict.findings:
-        console.print(Text.assemble("  ", (finding.code, "bold"), "  ", _shown(finding.file)), soft_wrap=True)
+    for finding in (*verdict.findings, *verdict.notes):
+        style = "bold" if finding in verdict.findings else "dim"
+        console.print(Text.assemble("  ", (finding.code, style), "  ", _shown(finding.file)), soft_wrap=True)
         console.print(Padding(_shown(finding.detail), (0, 0, 0, 4)))
 
 

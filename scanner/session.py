@@ -14,7 +14,7 @@ import click
 from rich.console import Console
 from rich.progress import MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
-from scanner.discovery import find_folders
+from scanner.discovery import FoundDelta, find_folders
 from scanner.interruption import interruptible
 from scanner.judge import Judge
 from scanner.report import REPORTS, Output
@@ -93,7 +93,7 @@ def scan(targets: Sequence[str], options: Options) -> int:
     return code
 
 
-def _found(roots: Iterable[StoredRoot | Path], judge: Judge, tally: Tally) -> Iterator[DeltaLocation | Path]:
+def _found(roots: Iterable[StoredRoot | Path], judge: Judge, tally: Tally) -> Iterator[FoundDelta | Path]:
     """The deltas of all roots. A root that fails half-way is told and noted; what was found is judged all the same."""
     for root in roots:
         try:
@@ -107,7 +107,7 @@ def _found(roots: Iterable[StoredRoot | Path], judge: Judge, tally: Tally) -> It
 
 
 def _judge_and_report(
-    deltas: Iterable[DeltaLocation | Path], total: int | None, judge: Judge, options: Options, tally: Tally
+    deltas: Iterable[DeltaLocation | FoundDelta | Path], total: int | None, judge: Judge, options: Options, tally: Tally
 ) -> int:
     sweep_scratch()
     with Output(options.output) as output:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from scanner.discovery import find_stored
+from scanner.discovery import FoundDelta, find_stored
 from shared.delta import DeltaLocation, parse_s3_uri
 from shared.errors import ObjectGone, StorageError, TargetError
 from shared.settings import Settings
@@ -75,7 +75,7 @@ def require_bucket(store: Store, root: StoredRoot) -> None:
         raise _no_bucket(root.bucket) from error
 
 
-def deltas_below(store: Store, root: StoredRoot, settings: Settings) -> Iterator[DeltaLocation]:
+def deltas_below(store: Store, root: StoredRoot, settings: Settings) -> Iterator[FoundDelta]:
     """The deltas at and below a place in S3, without those in quarantine unless the place lies in it.
 
     Raises:

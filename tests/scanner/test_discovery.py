@@ -5,13 +5,17 @@ from __future__ import annotations
 import itertools
 import sys
 import tempfile
+import tracemalloc
+from collections.abc import Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from scanner.discovery import find_folders, find_stored
+from scanner.discovery import _deltas, find_folders, find_stored
+from shared.delta import DeltaFile, DeltaLocation
 from shared.errors import CouldNotCheck, ObjectGone
 from shared.storage import Store
 
@@ -49,7 +53,7 @@ def put(store: Store, bucket: str, *keys: str) -> None:
 
 
 def prefixes(store: Store, bucket: str, prefix: str = "", skip: tuple[str, ...] = ()) -> list[str]:
-    return [location.prefix for location in find_stored(store, bucket, prefix, skip)]
+    return [found.location.prefix for found in find_stored(store, bucket, prefix, skip)]
 
 
 @given(layouts, noises)
@@ -76,7 +80,39 @@ def test_prefixes_found_are_exactly_those_planted(
 
 def test_a_delta_inside_a_delta_is_another_one_and_interrupts_no_other(store: Store, bucket: str) -> None:
     put(store, bucket, f"a/{SEGMENT}/header.bin", "a/b/chroma.sqlite3", "a/chroma.sqlite3", "a/z/chroma.sqlite3")
-    assert prefixes(store, bucket) == ["a/", "a/b/", "a/z/"]
+    assert prefixes(store, bucket) == ["a/b/", "a/z/", "a/"]
+
+
+def test_a_delta_comes_with_its_objects_as_a_listing_of_its_own_has_them(store: Store, bucket: str) -> None:
+    put(store, bucket, "a/.notes", f"a/{SEGMENT}/header.bin", "a/b/chroma.sqlite3", "a/chroma.sqlite3", "a/z.txt")
+    found = list(find_stored(store, bucket, ""))
+    assert [(f.location.prefix, f.listing) for f in found] == [
+        (prefix, store.list_delta(DeltaLocation(bucket, prefix))) for prefix in ("a/b/", "a/")
+    ]
+
+
+@pytest.mark.slow
+def test_a_million_objects_need_no_more_memory_than_a_few() -> None:
+    modified = datetime.now(UTC)
+
+    def objects() -> Iterator[tuple[str, DeltaFile]]:
+        for number in range(200_000):
+            for name in ("chroma.sqlite3", "notes.txt", "z/a", "z/b", "z/c"):
+                key = f"words/delta/{number:06}/{name}"
+                yield key, DeltaFile(key, 1, "e", modified)
+
+    tracemalloc.start()
+    found = sum(len(folder.listing().files) for folder in _deltas(objects(), ""))
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert found == 1_000_000
+    assert peak < 2_000_000
+
+
+def test_a_delta_found_late_among_too_many_objects_has_no_listing() -> None:
+    keys = [f"a/{number:04}.txt" for number in range(300)] + ["a/chroma.sqlite3"]
+    (folder,) = _deltas(((key, DeltaFile(key, 1, "e", datetime.now(UTC))) for key in keys), "")
+    assert (folder.prefix, folder.listing()) == ("a/", None)
 
 
 def test_quarantine_is_skipped(store: Store, bucket: str) -> None:
