@@ -22,11 +22,21 @@ from pathlib import Path
 from typing import Any
 
 import chromadb
+from chromadb.api.types import validate_metadata
 from chromadb.config import Settings
 
 DIMENSION = 8
 WORDS = ("amber", "birch", "cedar", "delta", "ember", "fjörd", "grove", "haven", "inlet", "jetty", "雪", "ledge")
 FLUSHED = {"hnsw:sync_threshold": 10, "hnsw:batch_size": 5}
+
+
+def has_truth_values() -> bool:
+    """Whether this version takes them as metadata: 0.4.3 does not yet."""
+    try:
+        validate_metadata({"truth": True})
+    except ValueError:
+        return False
+    return True
 
 
 class Writer:
@@ -41,7 +51,7 @@ class Writer:
 
     def _rows(self, numbers: range) -> dict[str, dict[str, Any]]:
         rng = self._rng
-        return {
+        rows = {
             f"{self.name}-{number}": {
                 "vector": [struct.unpack("<f", struct.pack("<f", rng.gauss(0, 1)))[0] for _ in range(DIMENSION)],
                 "document": " ".join(rng.choices(WORDS, k=6)) + f" number {number}",
@@ -55,6 +65,10 @@ class Writer:
             }
             for number in numbers
         }
+        if not has_truth_values():
+            for row in rows.values():
+                del row["metadata"]["truth"]
+        return rows
 
     def _send(self, method: Any, numbers: range) -> dict[str, dict[str, Any]]:
         rows = self._rows(numbers)

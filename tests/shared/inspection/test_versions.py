@@ -14,7 +14,7 @@ from shared.inspection import Examination, examine
 from shared.verdict import Depth, Status, status_of
 from tests.samples import SAMPLES, Sample
 
-VERSIONS = ("0.4.24", "0.5.23", "0.6.3", "1.0.21", "1.5.9")
+VERSIONS = ("0.4.3", "0.4.24", "0.5.23", "0.6.3", "1.0.21", "1.5.9")
 NAMES = ("cosine", "deleted", "empty", "flushed", "queued")
 
 every_sample = pytest.mark.parametrize("sample", SAMPLES, ids=lambda sample: sample.name)
