@@ -1,1 +1,1 @@
-"""The scorecard: what Deltaguard and its rivals find in hundreds of damaged deltas, measured against real Chroma."""
+"""What Deltaguard and its rivals find (`bench.scorecard`, against real Chroma); what it costs (`python -m bench`)."""

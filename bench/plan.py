@@ -13,7 +13,7 @@ from local.damage import DAMAGES
 
 Group = Literal["tuned", "held-back"]
 
-SEEDS: Mapping[Group, tuple[int, ...]] = {"tuned": (11, 12, 13), "held-back": (40_001, 40_002, 40_003)}
+SEEDS: Mapping[Group, tuple[int, ...]] = {"tuned": (11, 12, 13), "held-back": (50_021, 50_022, 50_023)}
 """Rules may be tuned on what the first show. The others say how they do on what nobody looked at."""
 
 _QUICK = 10

@@ -32,11 +32,12 @@ REFUSABLE = frozenset({
     "sqlite.table_replaced", "sqlite.unexpected_trigger",
     "hnsw.header_invalid", "hnsw.size_mismatch", "hnsw.link_invalid", "hnsw.entry_point_invalid",
     "hnsw.label_mismatch", "hnsw.pickle_unreadable", "hnsw.pickle_hostile",
-    "records.vector_length",
+    "records.vector_length", "records.metadata_missing",
     "manifest.checksum_differs", "manifest.size_differs", "manifest.file_missing", "manifest.content_differs",
 })  # fmt: skip
 """Findings that stand for themselves, whatever Chroma made of the delta: a copy in mid-write, a database that SQLite
-calls malformed, an index that contradicts its format, a file that is not the one that was closed."""
+calls malformed, an index that contradicts its format, a row and a queue that contradict each other (either may be
+the damaged one), a file that is not the one that was closed."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -116,7 +116,9 @@ def _differences(
     emit("counted")
     expected = {collection.name: collection for collection in content.collections}
     losses, values = [], []
-    if collections.keys() != expected.keys():
+    renamed = _renamed(collections, expected, cosine, emit)
+    values += [f"collection {old!r} is called {new!r}" for old, new in renamed.items()]
+    if {*collections} - {*renamed.values()} != {*expected} - {*renamed}:
         losses.append(f"collections {sorted(collections)} instead of {sorted(expected)}"[:200])
     for name in sorted(expected.keys() & collections.keys()):
         lost, changed = _compare(collections[name], expected[name], cosine, emit)
@@ -125,6 +127,20 @@ def _differences(
     emit("close")
     client.close()
     return losses, values
+
+
+def _renamed(
+    collections: Mapping[str, Any], expected: Mapping[str, CollectionContent], cosine: bool, emit: Emit
+) -> dict[str, str]:
+    """The new name of each collection whose name alone has changed."""
+    strange = sorted(collections.keys() - expected.keys())
+    renamed = {}
+    for name in sorted(expected.keys() - collections.keys()):
+        same_content = [new for new in strange if _compare(collections[new], expected[name], cosine, emit) == ([], [])]
+        if same_content:
+            renamed[name] = same_content[0]
+            strange.remove(same_content[0])
+    return renamed
 
 
 def _compare(collection: Any, expected: CollectionContent, cosine: bool, emit: Emit) -> tuple[list[str], list[str]]:

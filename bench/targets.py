@@ -1,0 +1,30 @@
+"""The targets: what each figure is held against. A figure that is not here only explains another one."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+from bench.figures import Figure, Target
+
+TARGETS: Mapping[str, Target] = {
+    "structure-500/child": Target("cheaper", 50),
+    "structure-500/warm": Target("cheaper", 10),
+    "structure-500/bytes": Target("as much", 1.6),
+    "structure-5000/child": Target("cheaper", 12),
+    "structure-5000/bytes": Target("as much", 1.6),
+    "probe/fresh-50": Target("cheaper", 3),
+    "probe/fresh-500": Target("cheaper", 3),
+    "memory/growth": Target("as much", 1, "MB", beyond=80),
+    "import/validator": Target("below", 400, "ms"),
+}
+"""By the name of the figure."""
+
+
+def held(name: str, what: str, ours: float, against: str, theirs: float, unit: str, spoilt: str = "") -> Figure:
+    """A figure with the target that the table has for its name, if any. The arguments are those of `Figure`."""
+    return Figure(name, what, ours, against, theirs, unit, TARGETS.get(name), spoilt)
+
+
+def unmeasured(suite: str, figures: Iterable[Figure]) -> set[str]:
+    """The targets of a suite that none of these figures is held against: a name that was mistyped, or forgotten."""
+    return {name for name in TARGETS if name.partition("/")[0] == suite} - {figure.name for figure in figures}
