@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test fast lint types imports check lock clean
+.PHONY: help venv demo test fast scorecard fuzz bench lint types imports docs check lock clean
 
 help:  ## what there is
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 12
@@ -29,6 +29,15 @@ test: $(STAMP)  ## all tests
 fast: $(STAMP)  ## the tests that take seconds
 	@$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow"
 
+scorecard: $(STAMP)  ## break hundreds of deltas, ask Chroma, and score every depth and its rivals (6 minutes)
+	@$(BIN)/python -m bench.scorecard
+
+fuzz: $(STAMP)  ## 100,000 broken inputs for the parsers
+	@$(BIN)/python -m tests.fuzz
+
+bench: $(STAMP)  ## every cost as a ratio to a named alternative
+	@$(BIN)/python -m bench
+
 lint: $(STAMP)  ## ruff: rules and formatting
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
@@ -38,6 +47,9 @@ types: $(STAMP)  ## mypy --strict
 
 imports: $(STAMP)  ## the one-way order of the rooms
 	@$(BIN)/lint-imports
+
+docs: $(STAMP)  ## write the pages anew that are made from the code
+	@$(BIN)/python -m local.reference
 
 check: lint types imports test  ## everything CI does
 
