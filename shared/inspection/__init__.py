@@ -69,6 +69,8 @@ def examine(listing: Listing, content: Content, depth: Depth, probe_seconds: flo
     """
     examination = Examination()
     observed = examination.observed
+    if depth is Depth.OPEN:
+        chroma.warm_up()  # half a second, during which the bytes come and are looked at
     try:
         observed += layout.inspect_names(listing)
         suspicions = layout.suspect_segments(listing)
