@@ -26,12 +26,15 @@ def asked(delta: Path, query: str) -> list[Any]:
         return [row[0] for row in connection.execute(query)]
 
 
-def retyped(table: str) -> tuple[str, ...]:
-    """Statements after which any value may stand anywhere in a table."""
-    return (
-        f"CREATE TABLE retyped AS SELECT * FROM {table}",
+def untyped(delta: Path, table: str) -> Path:
+    """The delta with a table in which any value may stand anywhere."""
+    columns = ", ".join(asked(delta, f"SELECT name FROM pragma_table_info('{table}')"))
+    return changed(
+        delta,
+        f"CREATE TABLE untyped ({columns})",
+        f"INSERT INTO untyped SELECT * FROM {table}",
         f"DROP TABLE {table}",
-        f"ALTER TABLE retyped RENAME TO {table}",
+        f"ALTER TABLE untyped RENAME TO {table}",
     )
 
 

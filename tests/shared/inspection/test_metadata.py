@@ -15,7 +15,7 @@ from shared.inspection.metadata import ExpectedMetadata, inspect_values, parse
 from shared.inspection.schema import read_schema
 from shared.inspection.sqlite import opened
 from shared.verdict import Finding
-from tests.shared.inspection.databases import asked, changed, retyped
+from tests.shared.inspection.databases import asked, changed, untyped
 
 # --- the metadata of an operation
 
@@ -251,7 +251,7 @@ def test_metadata_of_collections_is_always_looked_at(delta: Path, of_embeddings:
 
 
 def test_list_values_are_looked_at_too(delta: Path) -> None:
-    changed(delta, *retyped("embedding_metadata_array"))
+    untyped(delta, "embedding_metadata_array")
     insert = "INSERT INTO embedding_metadata_array (id, key, {}) VALUES ({}, 'tags', {})"
     assert unreadable(delta, insert.format("string_value", 1, "'a'"), insert.format("int_value", 1, 5)) == []
     (finding,) = unreadable(delta, insert.format("string_value", 1, "X'00'"), insert.format("int_value", 99, 5))

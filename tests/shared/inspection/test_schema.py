@@ -15,7 +15,7 @@ from shared.inspection.schema import NEWEST_MIGRATIONS, Schema, inspect_schema, 
 from shared.inspection.sqlite import opened
 from shared.verdict import Finding, Status, status_of
 from tests.samples import SAMPLES, Sample
-from tests.shared.inspection.databases import asked, changed, retyped
+from tests.shared.inspection.databases import asked, changed, untyped
 
 FULLTEXT = "embedding_fulltext_search"
 
@@ -245,11 +245,11 @@ def test_a_migration_that_is_missing_makes_chroma_refuse_the_delta(delta: Path, 
         "sql = sql || ' '",
         "sql = NULL",
         "hash = X'00'",
-        "filename = X'00'",
+        "filename = 7",
     ],
 )
 def test_a_migration_that_does_not_agree_with_its_own_checksum_is_told(delta: Path, change: str) -> None:
-    changed(delta, *retyped("migrations"))
+    untyped(delta, "migrations")
     findings = findings_of(delta, f"UPDATE migrations SET {change} WHERE dir = 'metadb' AND version = 3")
     detail = "the row of migration metadb 3 does not agree with its own checksum"
     assert findings == [Finding("sqlite.migration_mismatch", DATABASE, detail)]

@@ -15,7 +15,7 @@ from shared.inspection.sqlite import opened
 from shared.inspection.sysdb import Collection, flushed, read_collections
 from shared.verdict import Finding, Status, status_of
 from tests.samples import SAMPLES, Sample
-from tests.shared.inspection.databases import asked, changed, retyped
+from tests.shared.inspection.databases import asked, changed, untyped
 
 OTHER = "0a1b2c3d-0000-4000-8000-0123456789ab"
 
@@ -95,7 +95,7 @@ def test_a_collection_in_another_database_of_another_tenant_is_healthy(delta: Pa
 
 
 def test_sequence_numbers_of_chroma_0_x_are_eight_bytes(delta: Path) -> None:
-    changed(delta, *retyped("max_seq_id"), "UPDATE max_seq_id SET seq_id = X'0000000000000032'")
+    changed(untyped(delta, "max_seq_id"), "UPDATE max_seq_id SET seq_id = X'0000000000000032'")
     (collection,), findings = read(delta)
     assert findings == []
     assert collection.applied_to == 50
@@ -162,7 +162,7 @@ def test_settings_that_are_not_a_json_object_are_told(delta: Path, column: str, 
     ],
 )
 def test_settings_of_the_queue_that_chroma_cannot_parse_are_told(delta: Path, value: str) -> None:
-    changed(delta, *retyped("embeddings_queue_config"))
+    untyped(delta, "embeddings_queue_config")
     (finding,) = findings_of(delta, f"UPDATE embeddings_queue_config SET config_json_str = {value}")
     assert finding.code == "records.row_unreadable"
     assert finding.detail.startswith("config_json_str of embeddings_queue_config 1 is not what Chroma can parse: ")
@@ -177,7 +177,7 @@ def test_settings_of_the_queue_that_chroma_can_parse_are_no_finding(delta: Path,
 
 @pytest.mark.parametrize("value", ["'text'", "1.5", "-5", "X'00'", "X'8000000000000000'", "X'FFFFFFFFFFFFFFFF'"])
 def test_a_sequence_number_that_is_none_is_told(delta: Path, value: str) -> None:
-    changed(delta, *retyped("max_seq_id"))
+    untyped(delta, "max_seq_id")
     (finding,) = findings_of(delta, f"UPDATE max_seq_id SET seq_id = {value}")
     assert finding.code == "records.row_unreadable"
     assert finding.detail.startswith("max_seq_id of segment '")
@@ -186,7 +186,7 @@ def test_a_sequence_number_that_is_none_is_told(delta: Path, value: str) -> None
 
 @pytest.mark.parametrize("value", ["0", "9223372036854775807", "X'7FFFFFFFFFFFFFFF'", "NULL"])
 def test_a_sequence_number_may_be_any_that_sqlite_gives(delta: Path, value: str) -> None:
-    changed(delta, *retyped("max_seq_id"))
+    untyped(delta, "max_seq_id")
     assert findings_of(delta, f"UPDATE max_seq_id SET seq_id = {value}") == []
 
 
@@ -202,7 +202,7 @@ def test_a_collection_without_one_of_its_segments_is_told(delta: Path, scope: st
 
 @pytest.mark.parametrize("value", ["'../..'", "X'00'", "'0a1b'", "NULL", "CAST(X'FF' AS TEXT)"])
 def test_a_segment_whose_id_is_no_uuid_is_told_and_never_becomes_a_path(delta: Path, value: str) -> None:
-    changed(delta, *retyped("segments"))
+    untyped(delta, "segments")
     collections, findings = read(changed(delta, f"UPDATE segments SET id = {value} WHERE scope = 'VECTOR'"))
     assert codes(findings) == ["records.row_unreadable", "records.segment_missing"]
     assert "which is no UUID" in findings[0].detail
@@ -211,7 +211,7 @@ def test_a_segment_whose_id_is_no_uuid_is_told_and_never_becomes_a_path(delta: P
 
 @pytest.mark.parametrize("value", ["'urn:chroma:segment/vector/hnsw'", "'hnsw'", "NULL", "X'00'", "5"])
 def test_a_segment_of_a_type_that_is_none_is_not_judged_as_if_it_were(delta: Path, value: str) -> None:
-    changed(delta, *retyped("segments"))
+    untyped(delta, "segments")
     (finding,) = findings_of(delta, f"UPDATE segments SET type = {value} WHERE scope = 'VECTOR'")
     newer = value.startswith("'urn:")
     assert finding.code == ("sqlite.schema_newer" if newer else "records.row_unreadable")
@@ -265,7 +265,7 @@ def test_a_collection_that_was_deleted_leaves_nothing_to_tell(tmp_path: Path) ->
     ],
 )
 def test_a_database_or_tenant_that_is_not_there_hides_its_collections(delta: Path, statement: str, words: str) -> None:
-    changed(delta, *retyped("collections"))
+    untyped(delta, "collections")
     findings = findings_of(delta, "PRAGMA foreign_keys = OFF", statement)
     assert codes(findings) == ["records.database_missing"]
     assert words in findings[0].detail
