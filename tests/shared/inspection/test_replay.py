@@ -328,14 +328,24 @@ operations = st.tuples(
 History = list[tuple[Any, ...]]
 
 
+def stored(
+    kind: Any = ADD,
+    id_: Any = "item-0-0",
+    vector: Any = GOOD[0],
+    encoding: Any = "FLOAT32",
+    metadata: Any = "{}",
+    time: Any = TIMES[0],
+) -> tuple[Any, ...]:
+    """An operation that stores a new id, or one that differs from that."""
+    return kind, id_, vector, encoding, metadata, time
+
+
 @pytest.fixture(scope="module")
 def bytes_of_a_database(healthy_delta: Path) -> bytes:
     """A real database whose queue is empty and takes any value."""
     with closing(sqlite3.connect(":memory:", isolation_level=None)) as connection:
         connection.deserialize((healthy_delta / DATABASE).read_bytes())
-        connection.execute("CREATE TABLE types AS SELECT * FROM embeddings_queue WHERE 0")
         connection.execute("DROP TABLE embeddings_queue")
-        connection.execute("DROP TABLE types")
         connection.execute(
             "CREATE TABLE embeddings_queue (seq_id, created_at, operation, topic, id, vector, encoding, metadata)"
         )
@@ -369,12 +379,25 @@ def outcome(
 @given(
     history=st.lists(operations, max_size=12),
     dimension=mostly(st.just(2), st.sampled_from([None, 3])),
-    flushed_to=mostly(st.just(0), st.integers(0, 12)),
-    applied_to=mostly(st.just(12), st.integers(0, 12)),
+    flushed_to=st.sampled_from([0, 0, 0, 1, 3, 6, 12]),
+    applied_to=st.sampled_from([0, 1, 3, 6, 12, 12, 12]),
     indexed=mostly(st.just(set()), st.sets(st.sampled_from(IDS))),
 )
-@example([(ADD, "item-0-0", GOOD[0], "FLOAT32", "{}", TIMES[0])], 2, 0, 12, set())
-@example([(ADD, "item-0-0", VECTORS[3], "FLOAT32", "{}", TIMES[0])] * 2, 2, 0, 12, set())
+# One for each condition under which operations may be applied all at once.
+@example([stored()], 2, 0, 12, set())
+@example([stored(kind=UPDATE)], 2, 0, 12, {"item-0-0"})
+@example([stored(id_=b"item")], 2, 0, 12, set())
+@example([stored(metadata='{"position": 0}'), stored(metadata='{"position": 9}')], 2, 0, 12, set())
+@example([stored(metadata='{"position": 9}')], 2, 0, 12, {"item-0-0"})
+@example([stored(vector="12345678")], 2, 0, 12, set())
+@example([stored(vector=b"1234567")], 2, 0, 12, set())
+@example([stored(vector=VECTORS[3])] * 2, 2, 0, 12, set())
+@example([stored()], None, 0, 12, set())
+@example([stored(encoding="INT32")], 2, 0, 12, set())
+@example([stored(metadata="{")], 2, 0, 12, set())
+@example([stored(time="soon")], 2, 0, 12, set())
+@example([stored(id_=f"item-0-{n}") for n in range(3)], 2, 1, 12, set())
+@example([stored(id_=f"item-0-{n}") for n in range(3)], 2, 0, 1, set())
 def test_new_ids_stored_all_at_once_leave_the_same_as_one_by_one(
     bytes_of_a_database: bytes,
     batch: int,
