@@ -22,7 +22,6 @@ from shared.verdict import CollectionCount, Finding
 from tests.conftest import CopyOf
 from tests.shared.inspection.databases import asked, changed, queued, untyped
 
-
 Inspected = tuple[list[Contents], list[Finding]]
 
 
