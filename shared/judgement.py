@@ -247,6 +247,8 @@ def _excused(observed: list[Finding], awaited: list[Finding]) -> list[Finding]:
     kept = [finding for finding in observed if finding.weight is not Weight.PENDING]
     if len(kept) == len(observed):
         return observed
+    if status_of(kept) is not Status.CORRUPT:  # what has not arrived is not lost
+        kept = [finding for finding in kept if finding.code != "records.recoverable"]
     pending = [f for f in observed if f.weight is Weight.PENDING]
     return kept + [Finding("arrival.file_awaited", f.file, f"{f.code}: {f.detail}") for f in pending] + awaited
 

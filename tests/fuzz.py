@@ -30,11 +30,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from pydantic import ValidationError
 
 from shared.delta import DATABASE, delta_prefix_of, is_chroma_file, printable, segment_of
 from shared.folder import FolderContent, list_folder
-from shared.inspection import examine, hnsw, idmap, metadata, sqlite
+from shared.inspection import examine, header, hnsw, idmap, metadata, sqlite
 from shared.manifest import Manifest
 from shared.quarantine import QuarantineRecord
 from shared.verdict import Depth, Finding
@@ -307,7 +308,7 @@ _HEADER_FIELDS = [
 
 def mutated_index_header(rng: Random, seed: bytes) -> bytes:
     """`header.bin` with fields at their edges, sometimes made to fit each other again."""
-    if len(seed) != hnsw.HEADER_BYTES:
+    if len(seed) != header.HEADER_BYTES:
         return mutated(rng, seed)
     data = bytearray(seed)
     for _ in range(rng.randrange(1, 4)):
@@ -332,7 +333,7 @@ def header_target(corpus: Corpus) -> Target:
         return mutated_index_header(rng, head), sizes
 
     def run(made: tuple[bytes, dict[str, int]]) -> None:
-        check_findings(hnsw.inspect_header(segment, *made)[1])
+        check_findings(header.inspect_header(segment, *made)[1])
 
     return Target("hnsw.header", make, run)
 
@@ -372,7 +373,7 @@ def index_target(corpus: Corpus) -> Target:
     seeds = [*corpus.indexes(), *[small_index()] * 8]
     segment = "0" * 8 + "-0000-0000-0000-" + "0" * 12
 
-    def make(rng: Random) -> tuple[dict[str, bytes], int | None]:
+    def make(rng: Random) -> tuple[dict[str, bytes], int | None, bool]:
         files, dimension = rng.choice(seeds)
         files = dict(files)
         for _ in range(rng.randrange(1, 3)):
@@ -389,12 +390,22 @@ def index_target(corpus: Corpus) -> Target:
                     at = rng.randrange(max(1, len(changed) // 4)) * 4
                     changed[at : at + width] = boundary(rng, width)
                 files[name] = bytes(changed[: len(data)]) if rng.random() < 0.9 else mutated(rng, data)
-        return files, rng.choice((dimension, dimension, None, 1, 2**31))
+        return files, rng.choice((dimension, dimension, None, 1, 2**31)), rng.random() < 0.5
 
-    def run(made: tuple[dict[str, bytes], int | None]) -> None:
-        files, dimension = made
-        arrays = {name: np.frombuffer(data, np.uint8) for name, data in files.items()}
-        check_findings(hnsw.inspect_index(segment, arrays, dimension).findings)
+    def run(made: tuple[dict[str, bytes], int | None, bool]) -> None:
+        files, dimension, cosine = made
+
+        def read(base: str, start: int, length: int) -> NDArray[np.uint8]:
+            part = files[base][start : start + length]
+            if len(part) != length:
+                raise Violation(f"{length} bytes asked for at {start} of {base}, which has {len(files[base])}")
+            return np.array(memoryview(part), dtype=np.uint8)
+
+        sizes = {name: len(data) for name, data in files.items()}
+        index = hnsw.inspect_index(segment, hnsw.IndexFiles(sizes, read), dimension, cosine=cosine)
+        check_findings(index.findings)
+        if not index.recoverable() <= (index.ids.labels.keys() if index.ids else set()):
+            raise Violation("vectors of ids that the id map has not")
 
     return Target("hnsw.index", make, run)
 

@@ -135,14 +135,16 @@ def _look(
             observed += sqlite.inspect_fulltext(connection)
         collections, found = read_collections(connection, schema)
         observed += found
+        observed += _left(connection, schema, found)
         segments = layout.segments_in(listing)
-        all_contents = []
-        for collection in collections:
-            contents, found = _collection(connection, schema, collection, segments, folder)
-            all_contents.append(contents)
-            observed += found
         in_index = any(flushed(collection, segments) for collection in collections)
         observed += inspect_values(connection, schema, of_embeddings=in_index)
+        damaged = status_of(observed) is Status.CORRUPT
+        all_contents = []
+        for collection in collections:
+            contents, found = _collection(connection, schema, collection, segments, folder, damaged=damaged)
+            all_contents.append(contents)
+            observed += found
     known = {collection.vector_segment for collection in collections}
     for segment in segments.keys() - known:
         observed.append(Finding("layout.segment_unreferenced", segment, "no collection refers to this folder"))
@@ -155,8 +157,13 @@ def _collection(
     collection: Collection,
     segments: dict[str, dict[str, int]],
     folder: Path,
+    *,
+    damaged: bool,
 ) -> tuple[Contents, list[Finding]]:
-    """One collection with its index, if it ever had one. An index that was never flushed is a skeleton: ignored."""
+    """One collection with its index, if it ever had one. An index that was never flushed is a skeleton: ignored.
+
+    What can be recovered is told of a collection with damage, and of every one when what they share is `damaged`.
+    """
     index = None
     findings: list[Finding] = []
     if flushed(collection, segments):
@@ -166,9 +173,8 @@ def _collection(
     comparable = index is None or ids is not None
     contents, found = records.inspect_collection(connection, schema, collection, ids, index_readable=comparable)
     findings = findings + found
-    if status_of(findings) is Status.CORRUPT:
-        sound = index is not None and status_of(index.findings) is Status.HEALTHY
-        left = records.recoverable(connection, collection, ids, index_sound=sound)
+    if damaged or status_of(findings) is Status.CORRUPT:
+        left = records.recoverable(connection, collection, index.recoverable() if index else set())
         findings.append(Finding("records.recoverable", DATABASE, left))
     return contents, findings
 
@@ -182,16 +188,15 @@ def _index(
     if layout.PICKLE not in sizes:
         detail = f"flushed up to operation {collection.flushed_to}, but the id map is not there"
         return None, [Finding("hnsw.pickle_missing", f"{segment}/{layout.PICKLE}", detail)]
-    missing = [
-        Finding("layout.segment_file_missing", f"{segment}/{base}", "not there, although the index was flushed")
-        for base in layout.INDEX_FILES
-        if base not in sizes
-    ]
-    if missing:
-        return hnsw.Index(None, missing), missing
-    files = hnsw.IndexFiles(sizes, partial(_part, folder / segment))
+    missing = {f"{segment}/{base}" for base in layout.INDEX_FILES if base not in sizes}
+    # A missing file is looked at like an empty one, so that what the others still hold is known.
+    files = hnsw.IndexFiles(dict.fromkeys(layout.INDEX_FILES, 0) | sizes, partial(_part, folder / segment))
     index = hnsw.inspect_index(segment, files, collection.dimension, cosine=collection.cosine)
-    return index, index.findings
+    findings = [
+        Finding("layout.segment_file_missing", name, "not there, although the index was flushed")
+        for name in sorted(missing)
+    ]
+    return index, findings + [finding for finding in index.findings if finding.file not in missing]
 
 
 def _left(connection: sqlite3.Connection, schema: Schema, observed: list[Finding]) -> list[Finding]:
@@ -203,6 +208,8 @@ def _left(connection: sqlite3.Connection, schema: Schema, observed: list[Finding
 
 
 def _part(folder: Path, base: str, start: int, length: int) -> NDArray[np.uint8]:
+    if not length:
+        return np.empty(0, np.uint8)
     with faults_explained(f"reading {base} of an index"):
         part = np.fromfile(folder / base, dtype=np.uint8, count=length, offset=start)
     if len(part) != length:

@@ -18,6 +18,12 @@ MAX_LEVEL = 64
 """A level is -ln(uniform) * mult; 64 would need more elements than a u32 can number."""
 
 _HEADER = struct.Struct("<iQQQQQQiIQQQdQ")
+# Offsets in bytes of the fields that a finding may be about.
+_AT = {
+    "version": 0, "offset of level 0": 4, "room": 12, "count": 20, "offset of the label": 36,
+    "offset of the vector": 44, "highest level": 52, "entry point": 56, "links": 60, "level-0 links": 68,
+    "links of an element": 76, "level factor": 84,
+}  # fmt: skip
 _MOST_BYTES = 1 << 40  # hnswlib allocates the room for all elements at once; no machine has this much
 
 
@@ -71,12 +77,16 @@ def inspect_header(segment: str, head: bytes, sizes: Mapping[str, int]) -> tuple
         return None, [Finding("hnsw.header_invalid", name, detail) for detail in wrong]
     findings = []
     if header.count and not 0 <= header.entry_point < header.count:
-        detail = f"entry point {header.entry_point}, the index has {header.count} elements"
+        detail = f"{_field('entry point')} is {header.entry_point}, the index has {header.count} elements"
         findings.append(Finding("hnsw.entry_point_invalid", name, detail))
     if header.count and not 0 <= header.max_level <= MAX_LEVEL:
-        detail = f"highest level {header.max_level}, expected 0 to {MAX_LEVEL}"
+        detail = f"{_field('highest level')} is {header.max_level}, expected 0 to {MAX_LEVEL}"
         findings.append(Finding("hnsw.entry_point_invalid", name, detail))
     return header, findings + _size_findings(segment, header, sizes)
+
+
+def _field(name: str) -> str:
+    return f"{name} at offset {_AT[name]}"
 
 
 def _contradictions(header: IndexHeader) -> list[str]:
@@ -84,24 +94,23 @@ def _contradictions(header: IndexHeader) -> list[str]:
         ("version", header.version, 1),
         ("offset of level 0", header.offset_level0, 0),
         ("level-0 links", header.max_links_level0, 2 * header.max_links),
-        ("links", header.links, header.max_links),
+        ("links of an element", header.links, header.max_links),
         ("offset of the vector", header.data_offset, 4 * header.max_links_level0 + 4),
         ("offset of the label", header.label_offset, header.record_size - 8),
     ]
-    wrong = [f"{field} is {seen}, expected {right}" for field, seen, right in expected if seen != right]
+    wrong = [f"{_field(name)} is {seen}, expected {right}" for name, seen, right in expected if seen != right]
     if not 1 <= header.max_links <= 100_000:
-        wrong.append(f"links is {header.max_links}, expected 1 to 100000")
+        wrong.append(f"{_field('links')} is {header.max_links}, expected 1 to 100000")
     elif header.links > 1 and not math.isclose(header.level_factor, 1 / math.log(header.links), rel_tol=1e-9):
-        wrong.append(f"level factor is {header.level_factor!r}, expected 1/ln {header.links}")
+        wrong.append(f"{_field('level factor')} is {header.level_factor!r}, expected 1/ln {header.links}")
     vector = header.label_offset - header.data_offset
     if vector < 4 or vector % 4:
         wrong.append(f"{vector} bytes between links and label, expected a multiple of 4 from 4")
-    if header.max_elements * header.record_size > _MOST_BYTES:
-        wrong.append(
-            f"room for {header.max_elements} elements would need {header.max_elements * header.record_size} bytes"
-        )
+    size = header.max_elements * header.record_size
+    if size > _MOST_BYTES:
+        wrong.append(f"{_field('room')} is for {header.max_elements} elements, which would need {size} bytes")
     if header.count > header.max_elements:
-        wrong.append(f"{header.count} elements, room for {header.max_elements}")
+        wrong.append(f"{_field('count')} is {header.count}, room for {header.max_elements}")
     return wrong
 
 

@@ -5,8 +5,9 @@ hnswlib trusts these files: an out-of-range neighbour is followed, which ends in
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+import math
+from collections.abc import Callable, Mapping, Set
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,6 +15,7 @@ from numpy.typing import NDArray
 from shared.errors import CouldNotCheck
 from shared.inspection.header import HEADER_BYTES, MAX_LEVEL, IndexHeader, inspect_header
 from shared.inspection.idmap import HostileIdMapError, IdMap, IdMapError, parse
+from shared.inspection.values import shown
 from shared.verdict import Finding
 
 _BLOCK_BYTES = 1024 * 1024  # small enough for the allocator to give the same memory again
@@ -42,10 +44,23 @@ class IndexFiles:
 
 @dataclass(frozen=True, slots=True)
 class Index:
-    """What an index holds: its id map and its findings. `ids` is None when the id map cannot be read."""
+    """What an index holds.
+
+    Args:
+        ids: Its id map, None when that cannot be read.
+        findings: What is wrong with it.
+    """
 
     ids: IdMap | None
     findings: list[Finding]
+    _records: _Records | None = field(default=None, repr=False)
+
+    def recoverable(self) -> Set[str]:
+        """The ids whose vector can still be read, whatever else of the index is damaged."""
+        if self.ids is None or self._records is None:
+            return set()
+        sound = self._records.sound_labels()
+        return {id_ for id_, label in self.ids.labels.items() if label in sound}
 
 
 def inspect_index(segment: str, files: IndexFiles, dimension: int | None, *, cosine: bool) -> Index:
@@ -63,20 +78,21 @@ def inspect_index(segment: str, files: IndexFiles, dimension: int | None, *, cos
     head = files.read("header.bin", 0, min(HEADER_BYTES + 1, files.sizes["header.bin"]))
     header, findings = inspect_header(segment, head.tobytes(), files.sizes)
     ids, found = _id_map(segment, files, header)
-    unsound = header is None or any(finding.code == "hnsw.size_mismatch" for finding in findings)
+    mismatched = {finding.file.rpartition("/")[2] for finding in findings if finding.code == "hnsw.size_mismatch"}
     findings = found + findings
-    if header is None or unsound:
+    if header is None or "data_level0.bin" in mismatched:
         return Index(ids, findings)
     if dimension is not None and header.dimension != dimension:
         detail = f"vectors of {header.dimension}, the collection has dimension {dimension}"
         findings.append(Finding("hnsw.dimension_mismatch", f"{segment}/header.bin", detail))
-    records = _Records(segment, header, files, cosine=cosine)
+    records = _Records(segment, header, files, cosine=cosine, lengths="length.bin" not in mismatched)
     records.look()
     findings += records.findings()
-    findings += _upper_levels(segment, header, files.whole("link_lists.bin"))
+    if "link_lists.bin" not in mismatched:
+        findings += _upper_levels(segment, header, files.whole("link_lists.bin"))
     if ids is not None:
         findings += _labels(segment, records, ids)
-    return Index(ids, findings)
+    return Index(ids, findings, records)
 
 
 def rows_not_finite(matrix: NDArray[np.float32]) -> NDArray[np.bool_]:
@@ -122,15 +138,33 @@ class _Records:
         header: Its sound header.
         files: Its files.
         cosine: Whether vectors must have length 1.
+        lengths: Whether the true lengths of such vectors can be read.
     """
 
-    def __init__(self, segment: str, header: IndexHeader, files: IndexFiles, *, cosine: bool) -> None:
+    def __init__(self, segment: str, header: IndexHeader, files: IndexFiles, *, cosine: bool, lengths: bool) -> None:
         self._segment = segment
         self._header = header
         self._files = files
         self._cosine = cosine
+        self._readable = lengths or not cosine
         self._links, self._vectors, self._lengths = _Broken(), _Broken(), _Broken()
+        self._doubtful: list[NDArray[np.int64]] = []
+        self._live: list[NDArray[np.bool_]] = []
         self.labels: NDArray[np.uint64] = np.empty(0, np.uint64)
+
+    @property
+    def places(self) -> NDArray[np.int64]:
+        """The numbers of the records that `labels` are of."""
+        return np.flatnonzero(np.concatenate(self._live)) if self._live else np.empty(0, np.int64)
+
+    def sound_labels(self) -> Set[int]:
+        """Labels that stand in one record alone, with nothing wrong about that record."""
+        if not self._readable:
+            return set()
+        doubtful = np.concatenate([np.empty(0, np.int64), *self._doubtful])
+        labels, counts = np.unique(self.labels, return_counts=True)
+        sound = np.setdiff1d(labels[counts == 1], self.labels[np.isin(self.places, doubtful)])
+        return {*sound.tolist()}
 
     def look(self) -> None:
         """Reads every record; `labels` are then those of the records that are not marked as deleted."""
@@ -146,36 +180,61 @@ class _Records:
             counts = words[:, 0] & 0xFFFF
             neighbours = words[:, 1 : 1 + header.max_links_level0]
             outside = (neighbours >= header.count) & (positions < counts[:, None])
-            self._links.add(start, outside.any(axis=1) | (counts > header.max_links_level0))
+            links = outside.any(axis=1) | (counts > header.max_links_level0)
             vectors = words[:, header.data_offset // 4 : header.label_offset // 4].view("<f4")
-            self._vectors.add(start, rows_not_finite(vectors))
-            if self._cosine:
+            values = rows_not_finite(vectors)
+            self._links.add(start, links)
+            self._vectors.add(start, values)
+            # Nothing but the only element has no neighbour: such a record was overwritten with zeros.
+            doubtful = links | values | ((counts == 0) & (header.count > 1))
+            if self._cosine and self._readable:
                 lengths = self._files.read("length.bin", 4 * start, 4 * rows).view("<f4")
-                self._lengths.add(start, _rows_not_normal(vectors, lengths))
+                not_normal = _rows_not_normal(vectors, lengths)
+                self._lengths.add(start, not_normal)
+                doubtful |= not_normal
+            if doubtful.any():
+                self._doubtful.append(start + np.flatnonzero(doubtful))
             live = words[:, 0] & (_DELETED << 16) == 0
+            self._live.append(live)
             labels.append(words[live, header.label_offset // 4 :].copy().view("<u8")[:, 0])
         if labels:
             self.labels = np.concatenate(labels)
+
+    def offset_of(self, label: np.uint64) -> str:
+        """Where the first record with a label has it."""
+        record = int(self.places[np.flatnonzero(self.labels == label)[0]])
+        return f"offset {record * self._header.record_size + self._header.label_offset}"
 
     def findings(self) -> list[Finding]:
         """What is wrong with them: one finding of a kind, with the number of records and the first of them."""
         header, name = self._header, f"{self._segment}/data_level0.bin"
         findings = []
         if self._links.count:
+            at = self._links.first * header.record_size
+            words = self._files.read("data_level0.bin", at, header.data_offset).view("<u4")
+            count = int(words[0] & 0xFFFF)
+            highest = int(words[1 : 1 + count].max(initial=0))
             detail = (
-                f"{self._links.count} records, the first at offset {self._links.first * header.record_size}: more than "
-                f"{header.max_links_level0} links, or one to an element past {header.count - 1}"
+                f"{self._links.count} of {header.count} records, the first at offset {at}: {count} links, the highest "
+                f"to element {highest}; expected at most {header.max_links_level0} and {header.count - 1}"
             )
             findings.append(Finding("hnsw.link_invalid", name, detail))
         if self._vectors.count:
             at = self._vectors.first * header.record_size + header.data_offset
-            detail = f"{self._vectors.count} of {header.count} vectors, the first at offset {at}: NaN or infinity"
+            detail = (
+                f"{self._vectors.count} of {header.count} vectors, the first at offset {at}: NaN or infinity, "
+                f"expected {header.dimension} finite numbers"
+            )
             findings.append(Finding("hnsw.vector_not_finite", name, detail))
         elif self._lengths.count:
-            at = self._lengths.first * header.record_size + header.data_offset
+            first = self._lengths.first
+            at = first * header.record_size + header.data_offset
+            vector = self._files.read("data_level0.bin", at, header.label_offset - header.data_offset).view("<f4")
+            norm = math.sqrt(float(np.square(vector, dtype=np.float64).sum()))
+            length = float(self._files.read("length.bin", 4 * first, 4).view("<f4")[0])
             detail = (
-                f"{self._lengths.count} of {header.count} vectors of a cosine index, the first at offset {at}: not of "
-                f"length 1, or their true length in length.bin is none"
+                f"{self._lengths.count} of {header.count} vectors of a cosine index, the first at offset {at}: its "
+                f"length is {norm:.6g}, expected 1; the true one at offset {4 * first} of length.bin is {length:.6g}"
             )
             findings.append(Finding("hnsw.vector_not_normal", name, detail))
         return findings
@@ -277,9 +336,13 @@ def _labels(segment: str, records: _Records, ids: IdMap) -> list[Finding]:
         return []
     parts = []
     if lost.size:
-        parts.append(f"{lost.size} labels of the id map have no record, the first {int(lost[0])}")
+        id_ = dict(zip(mapped.tolist(), ids.labels, strict=True))[int(lost[0])]
+        parts.append(f"{lost.size} labels of the id map have no record, the first {int(lost[0])} of {shown(id_)}")
     if unknown.size:
-        parts.append(f"{unknown.size} records have a label that the id map lacks, the first {int(unknown[0])}")
+        at = records.offset_of(unknown[0])
+        parts.append(f"{unknown.size} records have a label that the id map lacks, the first {int(unknown[0])} at {at}")
     if twice:
-        parts.append(f"{twice} labels stand in more than one record")
+        labels, counts = np.unique(live, return_counts=True)
+        at = records.offset_of(labels[counts > 1][0])
+        parts.append(f"{twice} labels stand in more than one record, the first {int(labels[counts > 1][0])} at {at}")
     return [Finding("hnsw.label_mismatch", f"{segment}/data_level0.bin", "; ".join(parts))]

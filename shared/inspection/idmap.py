@@ -54,12 +54,14 @@ def parse(data: bytes) -> IdMap:
         HostileIdMapError: It asks for code to be run.
         IdMapError: It is anything else than what Chroma writes.
     """
+    machine = _Machine(data)
     try:
-        state = _Machine(data).run()
+        state = machine.run()
     except UnicodeDecodeError as error:
-        raise IdMapError("an id is not UTF-8") from error
+        raise IdMapError(f"an id at offset {machine.at} is not UTF-8") from error
     except (IndexError, struct.error, TypeError, KeyError, ValueError) as error:
-        raise IdMapError(f"ends early or contradicts itself ({type(error).__name__}: {error})") from error
+        detail = f"ends early or contradicts itself at offset {machine.at} ({type(error).__name__}: {error})"
+        raise IdMapError(detail) from error
     if not isinstance(state, dict):
         raise IdMapError(f"holds a {type(state).__name__} instead of a dict")
     labels, label_to_id = state.get("id_to_label"), state.get("label_to_id")
@@ -84,7 +86,7 @@ class _Machine:
 
     def __init__(self, data: bytes) -> None:
         self._data = data
-        self._at = 0
+        self.at = 0
         self._stack: list[Any] = []
         self._memo: dict[int, Any] = {}
         self._dicts = 0
@@ -92,7 +94,7 @@ class _Machine:
     def run(self) -> object:
         data, operations, stack = self._data, _OPERATIONS, self._stack
         while True:
-            at = self._at
+            at = self.at
             opcode = data[at]
             # The two instructions that an id map of 1.x consists of, without the calls.
             if opcode == _TEXT:
@@ -101,36 +103,36 @@ class _Machine:
                 if end > len(data):
                     raise IdMapError(f"{length} bytes announced at offset {at + 1}, {len(data) - at - 5} are there")
                 stack.append(data[at + 5 : end].decode())
-                self._at = end
+                self.at = end
             elif opcode == _INTEGER:
                 stack.append(_I32(data, at + 1)[0])
-                self._at = at + 5
+                self.at = at + 5
             elif opcode == _STOP:
                 return stack.pop()
             else:
-                self._at = at + 1
+                self.at = at + 1
                 operation = operations.get(opcode)
                 if operation is None:
                     raise IdMapError(f"instruction {bytes([opcode])!r} at offset {at} is none that Chroma writes")
                 operation(self)
 
     def _take(self, count: int) -> bytes:
-        start = self._at
-        self._at = end = start + count
+        start = self.at
+        self.at = end = start + count
         if end > len(self._data):
             raise IdMapError(f"{count} bytes announced at offset {start}, {len(self._data) - start} are there")
         return self._data[start:end]
 
     def _number(self, unpack: Callable[[bytes, int], tuple[int]], width: int) -> int:
-        (value,) = unpack(self._data, self._at)
-        self._at += width
+        (value,) = unpack(self._data, self.at)
+        self.at += width
         return value
 
     def protocol(self) -> None:
-        self._at += 1
+        self.at += 1
 
     def frame(self) -> None:
-        self._at += 8
+        self.at += 8
 
     def short_text(self) -> None:
         self._stack.append(self._take(self._take(1)[0]).decode())
@@ -147,7 +149,7 @@ class _Machine:
     def long_integer(self) -> None:
         digits = self._take(self._take(1)[0])
         if len(digits) > _LONGEST_NUMBER:
-            raise IdMapError(f"a number of {len(digits)} bytes at offset {self._at}, Chroma's have 8 at most")
+            raise IdMapError(f"a number of {len(digits)} bytes at offset {self.at}, Chroma's have 8 at most")
         self._stack.append(int.from_bytes(digits, "little", signed=True))
 
     def none(self) -> None:
@@ -171,17 +173,17 @@ class _Machine:
         while stack[start] is not _MARK:
             start -= 1
             if start < 1:
-                raise IdMapError(f"items without a dict at offset {self._at - 1}")
+                raise IdMapError(f"items without a dict at offset {self.at - 1}")
         target = stack[start - 1]
         if type(target) is not dict:
-            raise IdMapError(f"items for a {type(target).__name__} at offset {self._at - 1}")
+            raise IdMapError(f"items for a {type(target).__name__} at offset {self.at - 1}")
         target.update(zip(stack[start + 1 :: 2], stack[start + 2 :: 2], strict=True))
         del stack[start:]
 
     def set_item(self) -> None:
         value, key = self._stack.pop(), self._stack.pop()
         if type(self._stack[-1]) is not dict:
-            raise IdMapError(f"an item without a dict at offset {self._at - 1}")
+            raise IdMapError(f"an item without a dict at offset {self.at - 1}")
         self._stack[-1][key] = value
 
     def memoize(self) -> None:
@@ -204,32 +206,32 @@ class _Machine:
         self._import(module, name)
 
     def text_global(self) -> None:
-        end = self._data.index(b"\n", self._data.index(b"\n", self._at) + 1)
-        module, name = self._take(end - self._at).decode().split("\n")
-        self._at += 1
+        end = self._data.index(b"\n", self._data.index(b"\n", self.at) + 1)
+        module, name = self._take(end - self.at).decode().split("\n")
+        self.at += 1
         self._import(module, name)
 
     def _import(self, module: object, name: object) -> None:
         if (module, name) != _PERSISTENT_DATA:
             named = isinstance(module, str) and isinstance(name, str)  # anything else may be endless when shown
             wanted = printable(f"{module:.60}.{name:.60}") if named else "something that has no name"
-            raise HostileIdMapError(f"asks for {wanted} at offset {self._at - 1}; it was not run")
+            raise HostileIdMapError(f"asks for {wanted} at offset {self.at - 1}; it was not run")
         self._stack.append(_CLASS)
 
     def new_object(self) -> None:
         arguments, cls = self._stack.pop(), self._stack.pop()
         if cls is not _CLASS or arguments != ():
-            raise HostileIdMapError(f"constructs an object at offset {self._at - 1}; it was not run")
+            raise HostileIdMapError(f"constructs an object at offset {self.at - 1}; it was not run")
         self._stack.append(_CLASS)
 
     def build(self) -> None:
         state, target = self._stack.pop(), self._stack.pop()
         if target is not _CLASS or type(state) is not dict:
-            raise HostileIdMapError(f"builds an object at offset {self._at - 1}; it was not run")
+            raise HostileIdMapError(f"builds an object at offset {self.at - 1}; it was not run")
         self._stack.append(state)
 
     def call(self) -> None:
-        raise HostileIdMapError(f"calls a function at offset {self._at - 1}; it was not run")
+        raise HostileIdMapError(f"calls a function at offset {self.at - 1}; it was not run")
 
 
 _OPERATIONS: dict[int, Callable[[_Machine], None]] = {

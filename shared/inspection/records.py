@@ -14,9 +14,11 @@ import sqlite3
 from collections.abc import Set
 from dataclasses import dataclass
 
+import numpy as np
+
 from shared.delta import DATABASE
 from shared.inspection.idmap import IdMap
-from shared.inspection.replay import WIDTH, Replay
+from shared.inspection.replay import ADD, DELETE, UPDATE, UPSERT, WIDTH, Replay
 from shared.inspection.schema import Schema
 from shared.inspection.sqlite import explained
 from shared.inspection.sysdb import Collection
@@ -24,10 +26,9 @@ from shared.inspection.values import is_text, shown
 from shared.verdict import CollectionCount, Finding
 
 _IDS = "SELECT id, embedding_id FROM embeddings WHERE segment_id = ?"
-# The vectors that are still in the queue, whatever was flushed.
 _QUEUED = """
-    SELECT DISTINCT id FROM embeddings_queue
-    WHERE substr(topic, -36) = ? AND operation IN (0, 1, 2) AND encoding = 'FLOAT32' AND length(vector) = ?
+    SELECT operation, id, CASE WHEN encoding = 'FLOAT32' THEN vector ELSE iif(vector IS NULL, NULL, x'') END
+    FROM embeddings_queue WHERE substr(topic, -36) = ? ORDER BY seq_id
 """
 
 
@@ -77,35 +78,93 @@ def inspect_collection(
     return Contents(count, replay.with_row), findings
 
 
-def recoverable(
-    connection: sqlite3.Connection, collection: Collection, index: IdMap | None, *, index_sound: bool
-) -> str:
-    """Whether all that a damaged collection holds is still somewhere, in words.
+def recoverable(connection: sqlite3.Connection, collection: Collection, indexed: Set[str]) -> str:
+    """How much of what a damaged collection holds is still somewhere in the delta, in words.
 
     Args:
         connection: The database.
         collection: The collection.
-        index: The id map of its index, None when there is none that can be read.
-        index_sound: Whether nothing is wrong with that index.
+        indexed: The ids whose vector can be read from its index.
 
     Raises:
         CouldNotCheck: The rows could not be read for a reason outside the bytes.
     """
+    name = shown(collection.name)
     ids: set[str] = set()
-    queued: set[object] = set()
-    with explained(f"reading what is left of {shown(collection.name)}") as unread:
-        ids = {*_metadata_ids(connection, collection)[0]}
-        width = WIDTH * (collection.dimension or 0)
-        queued = {id_ for (id_,) in connection.execute(_QUEUED, (collection.id, width))} & ids
+    queue = _Queue(ids, indexed)
+    with explained(f"reading what is left of {name}") as unread:
+        ids.update(_metadata_ids(connection, collection)[0])
+        for operation, id_, vector in connection.execute(_QUEUED, (collection.id,)):
+            queue.apply(operation, id_, vector)
     if unread:
-        return f"of {shown(collection.name)} not even the ids can be read"
-    indexed = ids & index.labels.keys() if index is not None and index_sound else set()
-    lost = len(ids) - len(queued | indexed)
-    held = (
-        f"{len(ids)} embeddings of {shown(collection.name)} have their rows; "
-        f"vectors: {len(queued)} in the queue, {len(indexed - queued)} in a sound index, {lost} in neither"
-    )
-    return f"{held}: {'all can be recovered' if not lost else f'{lost} depend on what is damaged or missing'}"
+        return f"of {name} not even the ids can be read"
+    queued = queue.usable(collection.dimension)
+    sound = indexed - queue.vectors.keys() - queue.deleted
+    where = f"vectors of {len(queued)} are in the queue, of {len(sound)} in sound records of the index"
+    if collection.metadata_segment is None:
+        return f"which rows are those of {name} is not told; {where}"
+    every = ids | queue.added | sound
+    bare = sound - ids - queue.added
+    lost = every - queued - sound
+    whole = len(every) - len(lost) - len(bare)
+    head = f"all {len(every)}" if whole == len(every) else f"{whole} of {len(every)}"
+    missing = f"{len(lost)} have no sound vector, {len(bare)} no row"
+    return f"{head} embeddings of {name} can be recovered: {where}; {missing}"
+
+
+class _Queue:
+    """The last vector that the queue has of each id, whether or not its operation was flushed.
+
+    Args:
+        ids: Ids that have a row.
+        indexed: Ids that have a vector in the index.
+    """
+
+    def __init__(self, ids: Set[str], indexed: Set[str]) -> None:
+        self._ids = ids
+        self._indexed = indexed
+        self.vectors: dict[str, int] = {}
+        """Bytes of the vector of each id, 0 for one that cannot be used."""
+        self.added: set[str] = set()
+        self.deleted: set[str] = set()
+
+    def apply(self, operation: object, id_: object, vector: object) -> None:
+        """Takes in one operation, in order. Of one that is none nothing can be used."""
+        if not isinstance(id_, str) or not is_text(id_):
+            return
+        if operation == DELETE:
+            self.vectors.pop(id_, None)
+            self.added.discard(id_)
+            self.deleted.add(id_)
+        elif operation in (ADD, UPSERT):
+            if operation == UPSERT or not self.vectors.get(id_):
+                self.vectors[id_] = _usable_bytes(vector)
+            self.added.add(id_)
+            self.deleted.discard(id_)
+        elif operation == UPDATE and vector is not None and self._knows(id_):
+            self.vectors[id_] = _usable_bytes(vector)
+
+    def _knows(self, id_: str) -> bool:
+        return id_ in self.vectors or id_ in self._ids or id_ in self._indexed
+
+    def usable(self, dimension: int | None) -> Set[str]:
+        """Ids whose vector has the right length.
+
+        When nothing was flushed and all vectors agree on another length than the collection's, it is the collection's
+        that is damaged.
+        """
+        lengths = {*self.vectors.values()} - {0}
+        needed = WIDTH * (dimension or 0)
+        if len(lengths) == 1 and (dimension is None or (not self._indexed and len(self.vectors) > 1)):
+            (needed,) = lengths
+        return {id_ for id_, length in self.vectors.items() if length == needed != 0}
+
+
+def _usable_bytes(vector: object) -> int:
+    """Bytes of a vector that can be decoded to finite numbers, else 0."""
+    if not isinstance(vector, bytes) or len(vector) % WIDTH:
+        return 0
+    return len(vector) if np.isfinite(np.frombuffer(vector, "<f4")).all() else 0
 
 
 def _metadata_ids(connection: sqlite3.Connection, collection: Collection) -> tuple[dict[str, int], list[Finding]]:

@@ -20,7 +20,9 @@ ENCODING = "FLOAT32"
 WIDTH = 4
 """Bytes of one number of a vector."""
 
-_ADD, _UPDATE, _UPSERT, _DELETE = range(4)
+ADD, UPDATE, UPSERT, DELETE = range(4)
+"""The operations of a queue."""
+
 # Chroma passes over a row whose time it cannot read.
 _QUEUE = """
     SELECT seq_id, operation, id, vector, encoding, metadata,
@@ -81,8 +83,12 @@ class Replay:
         self.findings += self._problems.findings()
         missing = self._expected.missing(connection, self._rows, booleans=booleans)
         if missing:
-            ids = {id_ for id_, _ in missing}
-            detail = f"{len(missing)} values of {len(ids)} embeddings of {shown(self._collection.name)}: {some(ids)}"
+            id_, key = missing[0]
+            detail = (
+                f"{len(missing)} values of {len({id_ for id_, _ in missing})} embeddings of "
+                f"{shown(self._collection.name)} are not as the queue has them, the first {shown(key)} of {shown(id_)} "
+                f"in row {self._rows[id_]} of embeddings"
+            )
             self.findings.append(Finding("records.metadata_missing", DATABASE, detail))
 
     def contradictions(self) -> list[Finding]:
@@ -112,7 +118,7 @@ class Replay:
         if (
             {*map(type, seq_ids), *map(type, kinds)} != {int}
             or not self._flushed_to < seq_ids[0] <= seq_ids[-1] <= self._collection.applied_to
-            or not {*kinds} <= {_ADD, _UPSERT}
+            or not {*kinds} <= {ADD, UPSERT}
             or {*map(type, ids)} != {str}
             or not is_text("".join(ids))
             or len({*ids}) != len(ids)
@@ -154,8 +160,11 @@ class Replay:
         if not isinstance(seq_id, int):
             self._unreadable(seq_id, "its number is none")
             return None
-        if not isinstance(id_, str) or not is_text(id_) or kind not in (_ADD, _UPDATE, _UPSERT, _DELETE):
-            detail = f"row {seq_id} of embeddings_queue: operation {shown(kind)} on {shown(id_)}"
+        if not isinstance(id_, str) or not is_text(id_) or kind not in (ADD, UPDATE, UPSERT, DELETE):
+            detail = (
+                f"row {seq_id} of embeddings_queue: operation {shown(kind)} on {shown(id_)}, expected 0 to 3 (add, "
+                f"update, upsert, delete) on a text"
+            )
             self.findings.append(Finding("records.operation_unknown", DATABASE, detail))
             return None
         metadata = None
@@ -172,24 +181,24 @@ class Replay:
     def _expect(self, operation: _Operation) -> None:
         known = operation.id in self.with_vector
         late = operation.seq_id > self._collection.applied_to
-        if operation.kind == _DELETE or operation.metadata is None or late:
+        if operation.kind == DELETE or operation.metadata is None or late:
             self._expected.forget(operation.id)
-        elif known and operation.kind != _ADD:
+        elif known and operation.kind != ADD:
             self._expected.merge(operation.id, operation.metadata)
-        elif not known and operation.kind != _UPDATE:
+        elif not known and operation.kind != UPDATE:
             self._expected.store(operation.id, operation.metadata)
 
     def _apply_to_index(self, operation: _Operation) -> None:
-        if operation.kind == _DELETE:
+        if operation.kind == DELETE:
             self.with_vector.discard(operation.id)
             self._problems.forget(operation.id, operation.seq_id)
-        elif self._problems.add(operation) and operation.kind != _UPDATE:
+        elif self._problems.add(operation) and operation.kind != UPDATE:
             self.with_vector.add(operation.id)
 
     def _apply_to_rows(self, operation: _Operation) -> None:
-        if operation.kind == _DELETE:
+        if operation.kind == DELETE:
             self.with_row.discard(operation.id)
-        elif operation.kind != _UPDATE:
+        elif operation.kind != UPDATE:
             self.with_row.add(operation.id)
 
 
@@ -211,10 +220,11 @@ class _VectorProblems:
     def add(self, operation: _Operation) -> bool:
         """Takes one vector in. Returns whether Chroma can decode it, to right numbers or wrong ones."""
         seq_id, id_, vector, encoding = operation.seq_id, operation.id, operation.vector, operation.encoding
-        if vector is None and operation.kind == _UPDATE:
+        if vector is None and operation.kind == UPDATE:
             return False
         if not isinstance(vector, bytes):
-            self._stopping.append(("records.vector_length", seq_id, "no vector"))
+            needed = WIDTH * self._dimension if self._dimension else "some"
+            self._stopping.append(("records.vector_length", seq_id, f"no vector, expected {needed} bytes"))
             return False
         if encoding != ENCODING:
             detail = f"encoding {shown(encoding)}, expected {ENCODING}"
@@ -275,7 +285,7 @@ class _VectorProblems:
         broken = iter(not_finite.tolist())
         for id_, seq_id, vector in self._waiting:
             if vector is not None and next(broken):
-                self._wrong[id_] = ("records.vector_not_finite", seq_id, "NaN or infinity")
+                self._wrong[id_] = ("records.vector_not_finite", seq_id, "NaN or infinity, expected finite numbers")
             else:
                 self._wrong.pop(id_, None)
         self._waiting.clear()

@@ -6,11 +6,12 @@ Source: https://www.sqlite.org/fileformat2.html.
 from __future__ import annotations
 
 import os
+import re
 import sqlite3
 import struct
 import time
 from collections.abc import Iterable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from urllib.parse import quote
@@ -40,10 +41,11 @@ _ENVIRONMENT = {
 
 _FULLTEXT_QUERY = "SELECT 1 FROM embedding_fulltext_search WHERE string_value LIKE '%a%' LIMIT 1"
 _DOCUMENTS_MISSING = """
-    SELECT count(*) FROM embedding_metadata AS m
+    SELECT count(*), sum(f.id IS NULL), min(m.id) FROM embedding_metadata AS m
     LEFT JOIN embedding_fulltext_search_content AS f ON f.id = m.id
     WHERE m.key = 'chroma:document' AND f.c0 IS NOT m.string_value
 """
+_PAGE = re.compile(r"\bpage (\d+)", re.IGNORECASE)
 
 
 def inspect_header(head: bytes, size: int) -> list[Finding]:
@@ -157,13 +159,29 @@ def inspect_integrity(connection: sqlite3.Connection) -> list[Finding]:
     """What `PRAGMA integrity_check` finds: pages, freelist, order of rows, and every index against its table."""
     problems: list[str] = []
     with explained("integrity check") as findings:
-        for (text,) in connection.execute(f"PRAGMA integrity_check({_PROBLEMS_SHOWN})"):
-            problems += [line for line in text.splitlines() if line != "ok" and "***" not in line]
-    findings += [
-        Finding("sqlite.malformed", DATABASE, printable(problem, _LONGEST_SHOWN))
-        for problem in problems[:_PROBLEMS_SHOWN]
+        problems = _problems(connection, _PROBLEMS_SHOWN)
+    if findings:
+        # Python's sqlite3 drops a row when the next step fails, and the first row names the page. Enough is proven.
+        with suppress(CouldNotCheck), explained("integrity check"):
+            problems = _problems(connection, 1)
+    if not problems:
+        return findings
+    return [Finding("sqlite.malformed", DATABASE, printable(problem, _LONGEST_SHOWN)) for problem in problems]
+
+
+def _problems(connection: sqlite3.Connection, most: int) -> list[str]:
+    """What the integrity check says, with the offset of each page that it names."""
+    problems: list[str] = []
+    for (text,) in connection.execute(f"PRAGMA integrity_check({most})"):
+        problems += [line for line in text.splitlines() if line != "ok" and "***" not in line]
+    if not problems:
+        return []
+    ((page_size,),) = connection.execute("PRAGMA page_size")
+    pages = [_PAGE.search(problem) for problem in problems]
+    return [
+        problem if page is None else f"{problem} (at offset {(int(page[1]) - 1) * page_size})"
+        for problem, page in zip(problems[:most], pages, strict=False)
     ]
-    return findings
 
 
 def what_is_readable(connection: sqlite3.Connection, tables: Iterable[str]) -> str:
@@ -187,12 +205,12 @@ def inspect_fulltext(connection: sqlite3.Connection) -> list[Finding]:
 
     Chroma 1.5 reads its texts and never its terms, so the terms are not looked at: damage there loses nothing.
     """
-    missing = 0
+    wrong, missing, first = 0, 0, None
     try:
         with explained("reading the full-text table") as findings:
             # Its schema is exactly Chroma's (see `schema`). Too short a pattern for the terms: texts are read.
             connection.execute(_FULLTEXT_QUERY).fetchone()
-            ((missing,),) = connection.execute(_DOCUMENTS_MISSING)
+            ((wrong, missing, first),) = connection.execute(_DOCUMENTS_MISSING)
     except CouldNotCheck as fault:
         # The statements are constant, so a plain SQL error says that the tables are not fit for them.
         if getattr(fault.__cause__, "sqlite_errorcode", 0) & 0xFF != sqlite3.SQLITE_ERROR:
@@ -200,8 +218,11 @@ def inspect_fulltext(connection: sqlite3.Connection) -> list[Finding]:
         findings.append(Finding("sqlite.fulltext_unusable", DATABASE, fault.detail))
     if findings:
         return [Finding("sqlite.fulltext_unusable", DATABASE, finding.detail) for finding in findings]
-    if missing:
-        detail = f"{missing} documents are missing from the full-text table or differ there"
+    if wrong:
+        detail = (
+            f"of the documents in embedding_metadata {missing} are missing from the full-text table and "
+            f"{wrong - missing} differ there, the first of row {first}"
+        )
         return [Finding("sqlite.fulltext_unusable", DATABASE, detail)]
     return []
 

@@ -43,6 +43,10 @@ _SPACES = (
     ("schema_str", "$.defaults.float_list.vector_index.config.space"),
     ("config_json_str", "$.vector_index.hnsw.space"),
 )
+_ROWS_OF_NO_COLLECTION = """
+    SELECT count(*) FROM embeddings
+    WHERE segment_id NOT IN (SELECT s.id FROM segments AS s JOIN collections AS c ON c.id = s.collection)
+"""
 _SPACE_OF_METADATA = "(SELECT str_value FROM collection_metadata WHERE collection_id = c.id AND key = 'hnsw:space')"
 
 
@@ -104,7 +108,11 @@ def read_collections(connection: sqlite3.Connection, schema: Schema) -> tuple[li
             collections.append(Collection(id_, name, dimension, cosine, vector, metadata, flushed_to, applied_to))
         lost = {owner for owner, _ in segments} - {collection.id for collection in collections}
         if lost and not findings:
-            detail = f"{len(lost)} collections have segments but no row in collections: {some(lost)}"
+            ((rows,),) = connection.execute(_ROWS_OF_NO_COLLECTION)
+            detail = (
+                f"{len(lost)} collections have segments but no row in collections: {some(lost)}; {rows} rows of "
+                f"embeddings belong to none"
+            )
             findings.append(Finding("records.collection_missing", DATABASE, detail))
     return collections, unread + findings
 

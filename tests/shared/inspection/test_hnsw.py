@@ -12,70 +12,38 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+from numpy.typing import NDArray
 
 from local.deltas import DeltaRecipe, build_delta
-from shared.inspection.hnsw import Index, inspect_header, inspect_index
+from shared.errors import CouldNotCheck
+from shared.inspection import hnsw
+from shared.inspection.hnsw import Index, rows_not_finite
 from shared.verdict import Finding
-
-SEGMENT = "0a1b2c3d-0000-4000-8000-0123456789ab"
-DIMENSION = 16
-COUNT = 100
-RECORD = 204  # 4 + 4 * 32 neighbours + 4 * 16 numbers + 8
-VECTOR, LABEL = 132, 196
-HEADER, LEVEL0, LENGTHS, LINKS, PICKLE = (
-    "header.bin", "data_level0.bin", "length.bin", "link_lists.bin", "index_metadata.pickle"
-)  # fmt: skip
-FIELDS = {
-    "version": (0, "<i"), "offset_level0": (4, "<Q"), "max_elements": (12, "<Q"), "count": (20, "<Q"),
-    "record_size": (28, "<Q"), "label_offset": (36, "<Q"), "data_offset": (44, "<Q"), "max_level": (52, "<i"),
-    "entry_point": (56, "<I"), "max_links": (60, "<Q"), "max_links_level0": (68, "<Q"), "links": (76, "<Q"),
-    "level_factor": (84, "<d"), "ef_construction": (92, "<Q"),
-}  # fmt: skip
-
-Files = dict[str, bytes]
-
-
-def read_index(delta: Path) -> Files:
-    folder = next(delta.rglob("index_metadata.pickle")).parent
-    return {path.name: path.read_bytes() for path in folder.iterdir()}
-
-
-@pytest.fixture(scope="session")
-def intact(flushed_delta: Path) -> Files:
-    return read_index(flushed_delta)
-
-
-@pytest.fixture
-def files(intact: Files) -> Files:
-    """The files of an index that a test may break: 100 vectors of 16 numbers."""
-    return dict(intact)
-
-
-def inspected(files: Files, dimension: int | None = DIMENSION) -> Index:
-    return inspect_index(SEGMENT, {name: np.frombuffer(data, np.uint8) for name, data in files.items()}, dimension)
+from tests.shared.inspection.indexes import (
+    COUNT,
+    DIMENSION,
+    HEADER,
+    LABEL,
+    LENGTHS,
+    LEVEL0,
+    LINKS,
+    PICKLE,
+    RECORD,
+    SEGMENT,
+    VECTOR,
+    Files,
+    index_files,
+    inspected,
+    patch,
+    read_index,
+    resize,
+    set_field,
+)
 
 
 def codes(index: Index) -> set[str]:
     return {finding.code for finding in index.findings}
-
-
-def patch(files: Files, name: str, at: int, new: bytes) -> None:
-    files[name] = files[name][:at] + new + files[name][at + len(new) :]
-
-
-def field(files: Files, name: str) -> Any:
-    at, form = FIELDS[name]
-    return struct.unpack_from(form, files[HEADER], at)[0]
-
-
-def set_field(files: Files, name: str, value: object) -> None:
-    at, form = FIELDS[name]
-    patch(files, HEADER, at, struct.pack(form, value))
-
-
-def test_the_index_of_these_tests_is_the_one_they_count_with(files: Files) -> None:
-    assert (field(files, "count"), field(files, "record_size")) == (COUNT, RECORD)
-    assert (field(files, "data_offset"), field(files, "label_offset")) == (VECTOR, LABEL)
 
 
 @pytest.mark.parametrize("dimension", [DIMENSION, None])
@@ -83,13 +51,6 @@ def test_an_intact_index_has_no_finding_and_tells_its_ids(files: Files, dimensio
     index = inspected(files, dimension)
     assert index.findings == []
     assert index.ids is not None and len(index.ids.labels) == COUNT
-
-
-def test_an_index_with_room_for_more_is_healthy(files: Files) -> None:
-    set_field(files, "max_elements", COUNT + 7)
-    files[LEVEL0] += b"\xa5" * 7 * RECORD
-    files[LENGTHS] += b"\xa5" * 7 * 4
-    assert inspected(files).findings == []
 
 
 def test_records_marked_as_deleted_need_no_id(files: Files) -> None:
@@ -105,58 +66,6 @@ def record_of(files: Files, label: int) -> int:
     """The number of the record with this label."""
     starts = range(LABEL, COUNT * RECORD, RECORD)
     return [struct.unpack_from("<Q", files[LEVEL0], at)[0] for at in starts].index(label)
-
-
-@pytest.mark.parametrize(
-    ("name", "value", "words"),
-    [
-        ("version", 2, "version is 2, expected 1"),
-        ("offset_level0", 8, "offset of level 0 is 8, expected 0"),
-        ("max_elements", COUNT - 1, f"{COUNT} elements, room for {COUNT - 1}"),
-        ("max_elements", 2**45, f"room for {2**45} elements would need {2**45 * RECORD} bytes"),
-        ("count", 2**63, f"{2**63} elements, room for"),
-        ("record_size", RECORD + 4, f"offset of the label is {LABEL}, expected {RECORD + 4 - 8}"),
-        ("label_offset", LABEL + 4, f"offset of the label is {LABEL + 4}, expected {LABEL}"),
-        ("data_offset", VECTOR + 4, f"offset of the vector is {VECTOR + 4}, expected {VECTOR}"),
-        ("max_links", 0, "links is 0, expected 1 to 100000"),
-        ("max_links", 15, "level-0 links is 32, expected 30"),
-        ("max_links_level0", 31, "level-0 links is 31, expected 32"),
-        ("links", 8, "links is 8, expected 16"),
-        ("level_factor", 0.5, "level factor is 0.5, expected 1/ln 16"),
-        ("level_factor", math.nan, "level factor is nan, expected 1/ln 16"),
-    ],
-)
-def test_a_header_that_contradicts_itself_is_invalid(files: Files, name: str, value: float, words: str) -> None:
-    set_field(files, name, value)
-    index = inspected(files)
-    assert codes(index) == {"hnsw.header_invalid"}
-    assert any(words in finding.detail for finding in index.findings)
-    assert {finding.file for finding in index.findings} == {f"{SEGMENT}/header.bin"}
-
-
-@pytest.mark.parametrize("size", [0, 1, 99, 101])
-def test_a_header_of_another_length_is_invalid(files: Files, size: int) -> None:
-    files[HEADER] = files[HEADER].ljust(size, b"\0")[:size]
-    assert inspected(files).findings == [
-        Finding("hnsw.header_invalid", f"{SEGMENT}/header.bin", f"{size} bytes, expected 100")
-    ]
-
-
-@pytest.mark.parametrize(
-    ("name", "value", "words"),
-    [
-        ("entry_point", COUNT, f"entry point {COUNT}, the index has {COUNT} elements"),
-        ("entry_point", 0xFFFFFFFF, f"entry point {0xFFFFFFFF}, the index has"),
-        ("max_level", -1, "highest level -1, expected 0 to 64"),
-        ("max_level", 65, "highest level 65, expected 0 to 64"),
-        ("max_level", 9, "header: level 9 from element"),
-    ],
-)
-def test_an_entry_point_or_a_level_that_cannot_be_is_told(files: Files, name: str, value: int, words: str) -> None:
-    set_field(files, name, value)
-    index = inspected(files)
-    assert "hnsw.entry_point_invalid" in codes(index)
-    assert any(words in finding.detail for finding in index.findings)
 
 
 def test_an_entry_point_that_does_not_reach_the_highest_level_is_told(files: Files) -> None:
@@ -179,43 +88,6 @@ def level_of(files: Files, element: int) -> int:
 
 
 @pytest.mark.parametrize(
-    ("name", "change", "words"),
-    [
-        (LEVEL0, -1, f"{COUNT * RECORD - 1} bytes, expected {COUNT * RECORD} to "),
-        (LEVEL0, -RECORD, f"{(COUNT - 1) * RECORD} bytes, expected {COUNT * RECORD} to "),
-        (LEVEL0, -COUNT * RECORD, "0 bytes, expected"),
-        (LEVEL0, 1, f"in steps of {RECORD} for {COUNT} embeddings"),
-        (LENGTHS, -4, f"{COUNT * 4 - 4} bytes, expected {COUNT * 4}: 4 for each of {COUNT} records"),
-        (LENGTHS, 4, f"{COUNT * 4 + 4} bytes, expected {COUNT * 4}"),
-        (LINKS, -1, f"expected {COUNT * 4} and a multiple of 68 for {COUNT} embeddings"),
-        (LINKS, 4, f"expected {COUNT * 4} and a multiple of 68 for {COUNT} embeddings"),
-        (LINKS, 68, "bytes; the links of 100 of 100 elements end at offset"),
-    ],
-)
-def test_an_index_file_that_is_not_as_long_as_the_header_says_is_told(
-    files: Files, name: str, change: int, words: str
-) -> None:
-    size = len(files[name]) + change
-    files[name] = files[name].ljust(size, b"\0")[:size]
-    index = inspected(files)
-    assert codes(index) == {"hnsw.size_mismatch"}
-    assert index.findings[0].file == f"{SEGMENT}/{name}"
-    assert words in index.findings[0].detail
-
-
-def test_a_count_that_is_too_high_is_told_without_a_look_at_the_records(files: Files) -> None:
-    set_field(files, "max_elements", COUNT + 1)
-    set_field(files, "count", COUNT + 1)
-    assert codes(inspected(files)) == {"hnsw.size_mismatch"}
-
-
-@pytest.mark.parametrize("sizes", [{}, {"data_level0.bin": COUNT * RECORD}, {"length.bin": 7}])
-def test_a_file_that_is_missing_is_not_the_header_s_to_report(files: Files, sizes: dict[str, int]) -> None:
-    header, findings = inspect_header(SEGMENT, files[HEADER], sizes)
-    assert header is not None and findings == []
-
-
-@pytest.mark.parametrize(
     ("at", "new"),
     [(0, b"\xff\xff"), (0, struct.pack("<H", 33)), (4, struct.pack("<I", COUNT)), (4, b"\xff\xff\xff\x7f")],
     ids=["links without end", "one link too many", "just outside", "far outside"],
@@ -224,7 +96,18 @@ def test_a_neighbour_list_that_is_too_long_or_points_outside_is_told(files: File
     patch(files, LEVEL0, 7 * RECORD + at, new)
     (finding,) = inspected(files).findings
     assert (finding.code, finding.file) == ("hnsw.link_invalid", f"{SEGMENT}/data_level0.bin")
-    assert finding.detail.startswith(f"1 records, the first at offset {7 * RECORD}: more than 32 links")
+    assert finding.detail.startswith(f"1 of {COUNT} records, the first at offset {7 * RECORD}: ")
+    assert finding.detail.endswith(f"; expected at most 32 and {COUNT - 1}")
+
+
+def test_the_links_of_the_first_broken_record_are_told_as_they_were_seen(files: Files) -> None:
+    for record in (7, 9):
+        patch(files, LEVEL0, record * RECORD, struct.pack("<HHII", 2, 0, 5, 4321))
+    (finding,) = inspected(files).findings
+    assert finding.detail == (
+        f"2 of {COUNT} records, the first at offset {7 * RECORD}: 2 links, the highest to element 4321; "
+        f"expected at most 32 and {COUNT - 1}"
+    )
 
 
 def test_what_stands_after_the_last_neighbour_does_not_count(files: Files) -> None:
@@ -282,7 +165,7 @@ def test_a_vector_that_is_not_finite_is_told_with_its_place(files: Files, value:
         patch(files, LEVEL0, record * RECORD + VECTOR + 8, struct.pack("<f", value))
     (finding,) = inspected(files).findings
     place = 5 * RECORD + VECTOR
-    detail = f"2 of {COUNT} vectors, the first at offset {place}: NaN or infinity"
+    detail = f"2 of {COUNT} vectors, the first at offset {place}: NaN or infinity, expected {DIMENSION} finite numbers"
     assert finding == Finding("hnsw.vector_not_finite", f"{SEGMENT}/data_level0.bin", detail)
 
 
@@ -292,27 +175,52 @@ def test_the_largest_and_the_smallest_numbers_are_finite(files: Files, value: fl
     assert inspected(files).findings == []
 
 
-@pytest.mark.parametrize(
-    ("at", "new", "words"),
-    [
-        (LABEL, struct.pack("<Q", 10**6), "1 labels of the id map have no record"),
-        (LABEL, struct.pack("<Q", 10**6), "1 records have a label that the id map lacks, the first 1000000"),
-        (2, b"\x01", "1 labels of the id map have no record"),
-    ],
-    ids=["lost", "unknown", "marked as deleted"],
-)
-def test_a_label_on_one_side_only_is_told(files: Files, at: int, new: bytes, words: str) -> None:
-    patch(files, LEVEL0, 4 * RECORD + at, new)
+def test_a_label_on_one_side_only_is_told_with_its_id_and_its_place(files: Files) -> None:
+    (label,) = struct.unpack_from("<Q", files[LEVEL0], 4 * RECORD + LABEL)
+    id_ = pickle.loads(files[PICKLE])["label_to_id"][label]
+    patch(files, LEVEL0, 4 * RECORD + LABEL, struct.pack("<Q", 10**6))
+    detail = (
+        f"1 labels of the id map have no record, the first {label} of '{id_}'; "
+        f"1 records have a label that the id map lacks, the first 1000000 at offset {4 * RECORD + LABEL}"
+    )
+    assert inspected(files).findings == [Finding("hnsw.label_mismatch", f"{SEGMENT}/{LEVEL0}", detail)]
+
+
+def test_an_id_whose_record_is_marked_as_deleted_has_none(files: Files) -> None:
+    patch(files, LEVEL0, 4 * RECORD + 2, b"\x01")
     (finding,) = inspected(files).findings
     assert finding.code == "hnsw.label_mismatch"
-    assert words in finding.detail
+    assert finding.detail.startswith("1 labels of the id map have no record")
 
 
 def test_a_label_that_stands_twice_is_told(files: Files) -> None:
     patch(files, LEVEL0, 4 * RECORD + LABEL, files[LEVEL0][5 * RECORD + LABEL : 6 * RECORD])
+    (label,) = struct.unpack_from("<Q", files[LEVEL0], 5 * RECORD + LABEL)
     (finding,) = inspected(files).findings
     assert finding.code == "hnsw.label_mismatch"
-    assert "1 labels stand in more than one record" in finding.detail
+    words = f"1 labels stand in more than one record, the first {label} at offset {4 * RECORD + LABEL}"
+    assert finding.detail.endswith(words)
+
+
+@pytest.mark.parametrize("added", [0, COUNT - 1])
+def test_fewer_labels_than_the_highest_would_be_given_out_again(files: Files, added: int) -> None:
+    files[PICKLE] = pickle.dumps({**pickle.loads(files[PICKLE]), "total_elements_added": added}, protocol=3)
+    (finding,) = inspected(files).findings
+    assert finding == Finding(
+        "hnsw.label_mismatch", f"{SEGMENT}/{PICKLE}", f"{added} labels were given out, but the highest is {COUNT}"
+    )
+
+
+@pytest.mark.parametrize("label", [-1, 2**31 - 1, -(2**31)])
+def test_a_label_that_no_index_gives_is_told_and_not_an_error(files: Files, label: int) -> None:
+    ids = pickle.loads(files[PICKLE])
+    name, old = next(iter(ids["id_to_label"].items()))
+    del ids["label_to_id"][old]
+    ids["id_to_label"][name], ids["label_to_id"][label] = label, name
+    files[PICKLE] = pickle.dumps({**ids, "total_elements_added": 2**31}, protocol=3)
+    index = inspected(files)
+    assert codes(index) == {"hnsw.label_mismatch"}
+    assert index.recoverable() == ids["id_to_label"].keys() - {name}
 
 
 @pytest.mark.parametrize("data", [b"", b"\x80", b"garbage " * 9, pickle.dumps([1, 2])])
@@ -334,7 +242,7 @@ def test_an_id_map_that_runs_code_is_hostile(files: Files) -> None:
 
 
 def test_vectors_of_another_length_than_the_collection_s_are_told(files: Files) -> None:
-    (finding,) = inspected(files, dimension=17).findings
+    (finding,) = inspected(files, 17).findings
     detail = "vectors of 16, the collection has dimension 17"
     assert finding == Finding("hnsw.dimension_mismatch", f"{SEGMENT}/header.bin", detail)
 
@@ -344,10 +252,186 @@ def test_a_dimension_that_only_the_id_map_says_is_not_believed(files: Files) -> 
     assert inspected(files).findings == []
 
 
+def test_an_id_map_larger_than_any_of_chroma_s_is_not_read(files: Files) -> None:
+    large = index_files(files)
+    size = 64 * 1024 * 1024 + 1024 * COUNT + 1
+    sizes = {**large.sizes, PICKLE: size}
+    with pytest.raises(CouldNotCheck, match=f"{PICKLE} has {size} bytes, more than {size - 1} are not read") as fault:
+        hnsw.inspect_index(SEGMENT, hnsw.IndexFiles(sizes, large.read), DIMENSION, cosine=False)
+    assert fault.value.code == "check.size_cap"
+
+
+@pytest.mark.parametrize("records", [1, 3, 99, 100, 101])
+def test_records_are_looked_at_block_by_block_and_told_by_their_own_place(
+    files: Files, monkeypatch: pytest.MonkeyPatch, records: int
+) -> None:
+    monkeypatch.setattr(hnsw, "_BLOCK_BYTES", records * RECORD)
+    assert inspected(files).findings == []
+    for record in (70, 99):
+        patch(files, LEVEL0, record * RECORD + VECTOR, struct.pack("<f", math.nan))
+    (finding,) = inspected(files).findings
+    assert finding.detail.startswith(f"2 of {COUNT} vectors, the first at offset {70 * RECORD + VECTOR}: ")
+    assert len(inspected(files).recoverable()) == COUNT - 2
+
+
+@pytest.mark.parametrize(("name", "change"), [(LEVEL0, -RECORD), (LENGTHS, -4), (LINKS, -1), (LINKS, 68)])
+def test_a_file_of_another_length_is_told_once(files: Files, name: str, change: int) -> None:
+    resize(files, name, change)
+    (finding,) = inspected(files).findings
+    assert (finding.code, finding.file) == ("hnsw.size_mismatch", f"{SEGMENT}/{name}")
+
+
+def test_links_that_do_not_fill_their_file_are_told(files: Files) -> None:
+    end = len(files[LINKS])
+    resize(files, LINKS, 68)
+    (finding,) = inspected(files).findings
+    assert finding.detail == f"{end + 68} bytes; the links of {COUNT} of {COUNT} elements end at offset {end}"
+
+
+def test_a_count_that_is_too_low_leaves_ids_without_a_record(files: Files) -> None:
+    set_field(files, "count", COUNT - 1)
+    assert {"hnsw.size_mismatch", "hnsw.label_mismatch"} <= codes(inspected(files))
+
+
+# --- vectors of a cosine index
+
+
+@pytest.fixture(scope="session")
+def cosine_intact(tmp_path_factory: pytest.TempPathFactory) -> Files:
+    folder = tmp_path_factory.mktemp("cosine")
+    build_delta(folder, DeltaRecipe(embeddings=100, dimension=DIMENSION, space="cosine", sync_threshold=50, batch=50))
+    return read_index(folder)
+
+
+@pytest.fixture
+def cosine(cosine_intact: Files) -> Files:
+    """An index of cosine distances: unit vectors, and their true lengths in length.bin."""
+    return dict(cosine_intact)
+
+
+def scaled(files: Files, record: int, factor: float) -> None:
+    at = record * RECORD + VECTOR
+    vector = np.frombuffer(files[LEVEL0], "<f4", DIMENSION, at) * np.float32(factor)
+    patch(files, LEVEL0, at, vector.astype("<f4").tobytes())
+
+
+def test_an_intact_cosine_index_has_no_finding(cosine: Files) -> None:
+    assert inspected(cosine, cosine=True).findings == []
+
+
+@pytest.mark.parametrize("factor", [0.0, 0.5, 0.99, 1.01, 2.0, -3.0])
+def test_a_vector_of_a_cosine_index_that_has_not_length_1_is_told(cosine: Files, factor: float) -> None:
+    for record in (6, 8):
+        scaled(cosine, record, factor)
+    (length,) = struct.unpack_from("<f", cosine[LENGTHS], 4 * 6)
+    (finding,) = inspected(cosine, cosine=True).findings
+    assert (finding.code, finding.file) == ("hnsw.vector_not_normal", f"{SEGMENT}/{LEVEL0}")
+    assert finding.detail == (
+        f"2 of {COUNT} vectors of a cosine index, the first at offset {6 * RECORD + VECTOR}: its length is "
+        f"{abs(factor):g}, expected 1; the true one at offset 24 of length.bin is {length:.6g}"
+    )
+
+
+@pytest.mark.parametrize("length", [0.0, -1.0, math.nan, math.inf])
+def test_a_vector_of_length_1_without_a_true_length_is_told(cosine: Files, length: float) -> None:
+    patch(cosine, LENGTHS, 4 * 6, struct.pack("<f", length))
+    (finding,) = inspected(cosine, cosine=True).findings
+    assert finding.code == "hnsw.vector_not_normal"
+    assert finding.detail.endswith(f"at offset 24 of length.bin is {length:g}")
+
+
+def test_lengths_mean_nothing_in_other_indexes(files: Files) -> None:
+    scaled(files, 6, 2)
+    patch(files, LENGTHS, 0, b"\xff" * 4 * COUNT)
+    assert inspected(files).findings == []
+
+
+def test_rounding_is_no_damage(cosine: Files) -> None:
+    for record in range(COUNT):
+        scaled(cosine, record, 1 + 1e-5 * (-1) ** record)
+    assert inspected(cosine, cosine=True).findings == []
+
+
+def test_vectors_that_lose_their_length_to_rounding_in_chroma_itself_are_healthy(tmp_path: Path) -> None:
+    import chromadb
+
+    exponents = [-45, -38, -30, -25, -20, -18, -16, -15, -14, -12, -8, 0, 8, 12, 14, 15, 16, 17, 18]
+    directions = np.random.default_rng(0).standard_normal((50, 4))
+    vectors = np.array([directions[n] * 10.0 ** exponents[n % len(exponents)] for n in range(50)]).astype(np.float32)
+    vectors[49] = 0
+    with chromadb.PersistentClient(tmp_path) as client:
+        hnsw_settings = {"hnsw": {"space": "cosine", "sync_threshold": 50, "batch_size": 50}}
+        collection = client.create_collection("words", embedding_function=None, configuration=hnsw_settings)
+        collection.add(ids=[str(n) for n in range(50)], embeddings=vectors)
+    assert inspected(read_index(tmp_path), 4, cosine=True).findings == []
+
+
+# --- what can be recovered
+
+
+def ids_of(files: Files) -> dict[str, int]:
+    return dict(pickle.loads(files[PICKLE])["id_to_label"])
+
+
+def test_every_vector_of_an_intact_index_can_be_recovered(files: Files) -> None:
+    assert inspected(files).recoverable() == ids_of(files).keys()
+
+
+@pytest.mark.parametrize(
+    ("at", "new"),
+    [
+        (0, b"\xff\xff"),
+        (VECTOR, struct.pack("<f", math.nan)),
+        (LABEL, struct.pack("<Q", 10**6)),
+        (2, b"\x01"),
+        (0, bytes(VECTOR + 8)),
+    ],
+    ids=["links", "vector", "label", "marked as deleted", "zeros over links and half of the vector"],
+)
+def test_of_an_index_with_one_broken_record_all_others_can_be_recovered(files: Files, at: int, new: bytes) -> None:
+    (label,) = struct.unpack_from("<Q", files[LEVEL0], 4 * RECORD + LABEL)
+    broken = {id_ for id_, its in ids_of(files).items() if its == label}
+    patch(files, LEVEL0, 4 * RECORD + at, new)
+    assert inspected(files).recoverable() == ids_of(files).keys() - broken
+
+
+def test_neither_of_two_records_with_one_label_can_be_recovered(files: Files) -> None:
+    patch(files, LEVEL0, 4 * RECORD + LABEL, files[LEVEL0][5 * RECORD + LABEL : 6 * RECORD])
+    assert len(inspected(files).recoverable()) == COUNT - 2
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "left"),
+    [(LINKS, -68, COUNT), (LENGTHS, -4, COUNT), (LEVEL0, -1, 0), (HEADER, -1, 0), (PICKLE, -1, 0)],
+)
+def test_a_cut_file_loses_the_vectors_that_depend_on_it_and_no_others(
+    files: Files, name: str, change: int, left: int
+) -> None:
+    resize(files, name, change)
+    assert len(inspected(files).recoverable()) == left
+
+
+def test_without_its_lengths_no_vector_of_a_cosine_index_can_be_recovered(cosine: Files) -> None:
+    resize(cosine, LENGTHS, -4)
+    index = inspected(cosine, cosine=True)
+    assert codes(index) == {"hnsw.size_mismatch"}
+    assert index.recoverable() == set()
+
+
+@given(arrays(np.float32, st.tuples(st.integers(0, 5), st.integers(1, 5)), elements=st.floats(width=32)))
+def test_a_row_is_finite_when_all_its_numbers_are(matrix: NDArray[np.float32]) -> None:
+    assert rows_not_finite(matrix).tolist() == (~np.isfinite(matrix).all(axis=1)).tolist()
+
+
+# --- healthy whatever is in it
+
+
 @pytest.mark.parametrize(("space", "embeddings"), [("l2", 50), ("cosine", 50), ("ip", 50), ("cosine", 1200)])
 def test_every_index_that_chroma_flushes_is_healthy(tmp_path: Path, space: Any, embeddings: int) -> None:
     build_delta(tmp_path, DeltaRecipe(embeddings=embeddings, dimension=4, space=space, sync_threshold=50, batch=50))
-    assert inspected(read_index(tmp_path), 4).findings == []
+    index = inspected(read_index(tmp_path), 4, cosine=space == "cosine")
+    assert index.findings == []
+    assert len(index.recoverable()) == embeddings
 
 
 mutations = st.lists(
@@ -363,9 +447,9 @@ mutations = st.lists(
 
 
 @settings(max_examples=200, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
-@given(mutations, st.sampled_from([DIMENSION, None]))
+@given(mutations, st.sampled_from([DIMENSION, None]), st.booleans())
 def test_no_mutation_makes_the_inspection_fail(
-    intact: Files, changes: list[tuple[str, int, bytes, str]], dimension: int | None
+    intact: Files, changes: list[tuple[str, int, bytes, str]], dimension: int | None, cosine: bool
 ) -> None:
     files = dict(intact)
     for name, place, new, how in changes:
@@ -374,8 +458,9 @@ def test_no_mutation_makes_the_inspection_fail(
             patch(files, name, at, new)
         else:
             files[name] = files[name][:at] + (new + files[name][at:] if how == "insert" else b"")
-    index = inspected(files, dimension)
+    index = inspected(files, dimension, cosine=cosine)
     assert len(index.findings) < 50
+    assert index.recoverable() <= (index.ids.labels.keys() if index.ids else set())
     assert all((finding.file + finding.detail).isprintable() for finding in index.findings)
 
 

@@ -21,7 +21,7 @@ from typing import Any
 import pytest
 
 from shared.delta import DATABASE, DeltaLocation
-from shared.inspection.hnsw import HEADER_BYTES
+from shared.inspection.header import HEADER_BYTES
 from shared.judgement import judge_stored
 from shared.settings import Settings
 from shared.storage import Store

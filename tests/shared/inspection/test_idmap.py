@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import re
 import struct
 import sys
 from collections.abc import Iterator
@@ -295,11 +296,44 @@ def test_depth_and_announced_sizes_end_in_a_refusal_and_not_in_exhaustion(data: 
     assert len(str(refused.value)) < 300
 
 
-def test_a_sequence_number_of_two_thousand_bits_is_none() -> None:
-    content = b"\x8a\xff" + b"\xff" * 254 + b"\x7f"
+@pytest.mark.parametrize("size", [9, 255])
+def test_a_number_of_more_bytes_than_chroma_s_is_none(size: int) -> None:
+    content = b"\x8a" + bytes([size]) + b"\xff" * (size - 1) + b"\x7f"
     data = new_form(state(FEW, max_seq_id=7)).replace(b"K\x07", content)
-    with pytest.raises(IdMapError, match="is not a number"):
+    with pytest.raises(IdMapError, match=rf"a number of {size} bytes at offset \d+, Chroma's have 8 at most"):
         parse(data)
+
+
+@pytest.mark.parametrize(("number", "counts"), [(2**63 - 1, True), (0, True), (-1, False), (-(2**63), False)])
+def test_a_sequence_number_is_counted_from_0_on(number: int, counts: bool) -> None:
+    content = b"\x8a\x08" + struct.pack("<q", number)
+    data = new_form(state(FEW, max_seq_id=7)).replace(b"K\x07", content)
+    if counts:
+        assert parse(data).max_seq_id == number
+    else:
+        with pytest.raises(IdMapError, match="is not a number"):
+            parse(data)
+
+
+@pytest.mark.parametrize("dicts", [16, 17])
+def test_an_id_map_of_more_dicts_than_chroma_writes_is_none(dicts: int) -> None:
+    data = b"\x80\x04" + b"}" * dicts + b"."
+    with pytest.raises(IdMapError, match="more than 16 dicts" if dicts > 16 else "has no id_to_label"):
+        parse(data)
+
+
+def test_an_id_map_that_was_cut_is_told_with_the_place_where_it_ends() -> None:
+    data = new_form(state(FEW))
+    for length in range(len(data)):
+        with pytest.raises(IdMapError) as refused:
+            parse(data[:length])
+        (place,) = re.findall(r"at offset (\d+)", str(refused.value))[:1]
+        assert abs(int(place) - length) < 30  # the longest instruction
+
+
+def test_an_id_that_is_not_utf_8_is_told_with_its_place() -> None:
+    with pytest.raises(IdMapError, match="an id at offset 2 is not UTF-8"):
+        parse(b"\x80\x04" + b"X\x02\x00\x00\x00\xff\xfe.")
 
 
 @given(st.binary(max_size=200) | st.lists(st.sampled_from(list(OPCODES))).map(bytes))

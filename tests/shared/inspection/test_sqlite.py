@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
+import re
 import sqlite3
 import struct
-import time
-from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 
@@ -13,19 +12,21 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from local.deltas import DeltaRecipe, build_delta
 from shared.delta import DATABASE
 from shared.errors import CouldNotCheck
 from shared.inspection import sqlite
-from shared.inspection.sqlite import inspect_fulltext, inspect_header, inspect_integrity, inspect_schema, opened
+from shared.inspection.sqlite import (
+    NotUtf8,
+    explained,
+    inspect_fulltext,
+    inspect_header,
+    inspect_integrity,
+    opened,
+    what_is_readable,
+)
 from shared.verdict import Finding, Status, status_of
-
-CopyOf = Callable[[Path], Path]
-
-
-@pytest.fixture
-def database(healthy_delta: Path, copy_of: CopyOf) -> Path:
-    """A database of Chroma's that a test may break."""
-    return copy_of(healthy_delta) / DATABASE
+from tests.shared.inspection.databases import asked, changed
 
 
 @pytest.fixture
@@ -33,21 +34,13 @@ def head(database: Path) -> bytes:
     return database.read_bytes()[:100]
 
 
-def changed(database: Path, *statements: str) -> Path:
-    with closing(sqlite3.connect(database, isolation_level=None)) as connection:
-        for statement in statements:
-            connection.execute(statement)
-    return database
+def integrity_of(delta: Path) -> list[Finding]:
+    with opened(delta / DATABASE, 60) as connection:
+        return inspect_integrity(connection)
 
 
-def inspected(database: Path) -> list[Finding]:
-    """All that the content of the database proves."""
-    with opened(database, 60) as connection:
-        return inspect_integrity(connection) + inspect_schema(connection) + inspect_fulltext(connection)
-
-
-def fulltext_of(database: Path) -> list[Finding]:
-    with opened(database, 60) as connection:
+def fulltext_of(delta: Path) -> list[Finding]:
+    with opened(delta / DATABASE, 60) as connection:
         return inspect_fulltext(connection)
 
 
@@ -120,182 +113,112 @@ def test_no_header_makes_the_inspection_fail(head: bytes, size: int) -> None:
     assert isinstance(inspect_header(head, size), list)
 
 
-# --- pages, tables, columns
+# --- pages
 
 
 @pytest.mark.parametrize(
-    "statements", [(), ("VACUUM",), ("PRAGMA journal_mode = WAL",), ("ANALYZE",), ("DROP TABLE acquire_write",)]
+    "statements",
+    [
+        (),
+        ("VACUUM",),
+        ("PRAGMA journal_mode = WAL",),
+        ("ANALYZE",),
+        ("DROP TABLE acquire_write",),
+        ("CREATE TABLE t (x)", "INSERT INTO t SELECT zeroblob(50000)", "DROP TABLE t"),
+    ],
+    ids=["as it was", "vacuumed", "wal", "analysed", "without a table", "free pages"],
 )
-def test_a_database_that_chroma_or_sqlite_left_sound_has_no_finding(
-    database: Path, statements: tuple[str, ...]
-) -> None:
-    assert inspected(changed(database, *statements)) == []
+def test_a_database_that_chroma_or_sqlite_left_sound_has_no_finding(delta: Path, statements: tuple[str, ...]) -> None:
+    changed(delta, *statements)
+    assert integrity_of(delta) + fulltext_of(delta) == []
 
 
-def test_free_pages_are_no_finding(database: Path) -> None:
-    statements = "CREATE TABLE t (x)", "INSERT INTO t SELECT zeroblob(50000)", "DROP TABLE t"
-    assert inspected(changed(database, *statements)) == []
-
-
-def root_page(database: Path, table: str) -> int:
-    with closing(sqlite3.connect(database)) as connection:
-        ((page,),) = connection.execute("SELECT rootpage FROM sqlite_schema WHERE name = ?", (table,))
+def root_page(delta: Path, table: str) -> int:
+    (page,) = asked(delta, f"SELECT rootpage FROM sqlite_schema WHERE name = '{table}'")
     return int(page)
+
+
+def with_page(delta: Path, page: int, content: bytes) -> Path:
+    data = bytearray((delta / DATABASE).read_bytes())
+    data[(page - 1) * 4096 : page * 4096] = content
+    (delta / DATABASE).write_bytes(data)
+    return delta
 
 
 @pytest.mark.parametrize("table", ["embeddings", "embeddings_queue", "collections", "sqlite_autoindex_embeddings_1"])
 @pytest.mark.parametrize("garbage", [bytes(4096), b"\xa5" * 4096], ids=["zeros", "noise"])
-def test_a_page_of_garbage_is_malformed(database: Path, table: str, garbage: bytes) -> None:
-    page = root_page(database, table)
-    data = bytearray(database.read_bytes())
-    data[(page - 1) * 4096 : page * 4096] = garbage
-    database.write_bytes(data)
-    with opened(database, 60) as connection:
-        findings = inspect_integrity(connection)
+def test_a_page_of_garbage_is_malformed_and_told_with_its_offset(delta: Path, table: str, garbage: bytes) -> None:
+    page = root_page(delta, table)
+    findings = integrity_of(with_page(delta, page, garbage))
     assert codes(findings) == {"sqlite.malformed"}
     assert len(findings) <= 5
-    assert any(str(page) in finding.detail or "malformed" in finding.detail for finding in findings)
+    told = [finding.detail for finding in findings if re.search(rf"\b[Pp]age {page}\b", finding.detail)]
+    assert told and told[0].endswith(f"(at offset {(page - 1) * 4096})")
 
 
-def test_an_index_that_lacks_a_row_of_its_table_is_malformed(database: Path) -> None:
-    page = root_page(database, "sqlite_autoindex_embeddings_1")
-    data = bytearray(database.read_bytes())
+def test_the_page_is_told_although_the_check_itself_fails_after_it(delta: Path) -> None:
+    """Python's sqlite3 drops a row when the step after it fails, and the page stands in the first row."""
+    page = root_page(delta, "sqlite_autoindex_embeddings_1")
+    with_page(delta, page, bytes(4096))
+    with closing(sqlite3.connect(delta / DATABASE)) as connection, pytest.raises(sqlite3.DatabaseError):
+        connection.execute("PRAGMA integrity_check(5)").fetchall()
+    assert f"(at offset {(page - 1) * 4096})" in integrity_of(delta)[0].detail
+
+
+def without_cells(delta: Path, index: str, lost: int) -> Path:
+    """The delta whose index (of one page) has lost its last entries."""
+    page = root_page(delta, index)
+    data = bytearray((delta / DATABASE).read_bytes())
     (cells,) = struct.unpack_from(">H", data, (page - 1) * 4096 + 3)
-    struct.pack_into(">H", data, (page - 1) * 4096 + 3, cells - 1)
-    database.write_bytes(data)
-    with opened(database, 60) as connection:
-        assert "sqlite.malformed" in codes(inspect_integrity(connection))
+    struct.pack_into(">H", data, (page - 1) * 4096 + 3, cells - lost)
+    (delta / DATABASE).write_bytes(data)
+    return delta
 
 
-def test_a_schema_is_malformed_also_when_sqlite_quotes_a_name_that_is_not_utf_8(database: Path) -> None:
+def test_an_index_that_lacks_a_row_of_its_table_is_malformed(delta: Path) -> None:
+    findings = integrity_of(without_cells(delta, "sqlite_autoindex_embeddings_1", 1))
+    assert codes(findings) == {"sqlite.malformed"}
+    assert any("missing from index sqlite_autoindex_embeddings_1" in finding.detail for finding in findings)
+
+
+def test_of_many_problems_the_first_five_are_told(delta: Path) -> None:
+    assert len(integrity_of(without_cells(delta, "sqlite_autoindex_embeddings_1", 30))) == 5
+
+
+def test_a_schema_is_malformed_also_when_sqlite_quotes_a_name_that_is_not_utf_8(delta: Path) -> None:
     changed(
-        database,
+        delta,
         "PRAGMA writable_schema = ON",
         "UPDATE sqlite_schema SET name = CAST(X'80FF' AS TEXT), sql = 'CREATE TABLE x(' WHERE name = 'embeddings'",
     )
-    with opened(database, 60) as connection:
-        assert codes(inspect_integrity(connection)) == {"sqlite.malformed"}
+    assert codes(integrity_of(delta)) == {"sqlite.malformed"}
 
 
-TABLES = [
-    "migrations", "tenants", "databases", "collections", "segments", "collection_metadata", "segment_metadata",
-    "embeddings", "embedding_metadata", "max_seq_id", "embeddings_queue", "embeddings_queue_config",
-    "embedding_metadata_array",
-]  # fmt: skip
+def readable(delta: Path, *tables: str) -> str:
+    with opened(delta / DATABASE, 60) as connection:
+        return what_is_readable(connection, tables)
 
 
-@pytest.mark.parametrize("table", [*TABLES[1:], "embedding_fulltext_search"])
-def test_a_table_that_chroma_needs_and_that_is_missing_is_told(database: Path, table: str) -> None:
-    findings = inspect_schema_of(changed(database, f"DROP TABLE {table}"))
-    assert codes(findings) == {"sqlite.table_missing"}
-    assert table in findings[0].detail
+def test_the_rows_that_can_still_be_read_are_counted_up_to_the_damage(delta: Path) -> None:
+    assert readable(delta, "collections", "embeddings") == "collections: all 1 rows, embeddings: all 50 rows"
+    with_page(delta, root_page(delta, "embeddings"), bytes(4096))
+    assert readable(delta, "collections", "embeddings") == "collections: all 1 rows, embeddings: 0 rows, then damage"
 
 
-def test_a_database_without_migrations_lacks_that_table(database: Path) -> None:
-    assert "sqlite.table_missing" in codes(inspect_schema_of(changed(database, "DROP TABLE migrations")))
+def test_a_table_of_several_pages_is_counted_up_to_the_broken_one(delta: Path) -> None:
+    data = (delta / DATABASE).read_bytes()
+    root = root_page(delta, "embeddings_queue")
+    assert data[(root - 1) * 4096] == 5, "an interior page"
+    (right,) = struct.unpack_from(">I", data, (root - 1) * 4096 + 8)
+    with_page(delta, right, bytes(4096))
+    rows = re.fullmatch(r"embeddings_queue: (\d+) rows, then damage", readable(delta, "embeddings_queue"))
+    assert rows is not None and 0 < int(rows[1]) < 50
 
 
-def inspect_schema_of(database: Path) -> list[Finding]:
-    with opened(database, 60) as connection:
-        return inspect_schema(connection)
-
-
-def test_a_table_that_came_later_is_not_missed_in_an_older_delta(database: Path) -> None:
-    statements = "DROP TABLE embedding_metadata_array", "DELETE FROM migrations WHERE dir = 'metadb' AND version = 6"
-    assert inspect_schema_of(changed(database, *statements)) == []
-
-
-def test_a_valid_database_that_is_not_chroma_s_is_told(database: Path) -> None:
-    database.unlink()
-    (finding,) = inspect_schema_of(changed(database, "CREATE TABLE birds (name TEXT)"))
-    assert finding == Finding("sqlite.table_missing", DATABASE, "1 tables, none of them Chroma's")
-
-
-@pytest.mark.parametrize(
-    ("table", "column"),
-    [
-        ("collections", "dimension"),
-        ("segments", "scope"),
-        ("embeddings", "embedding_id"),
-        ("embeddings_queue", "vector"),
-    ],
-)
-def test_a_column_that_chroma_reads_and_that_is_missing_is_told(database: Path, table: str, column: str) -> None:
-    changed(database, f"ALTER TABLE {table} RENAME COLUMN {column} TO other")
-    (finding,) = inspect_schema_of(database)
-    assert finding == Finding("sqlite.column_missing", DATABASE, f"table {table} has no column {column}")
-
-
-def test_a_trigger_is_refused(database: Path) -> None:
-    changed(database, "CREATE TRIGGER surprise AFTER INSERT ON acquire_write BEGIN DELETE FROM embeddings; END")
-    (finding,) = inspect_schema_of(database)
-    assert finding.code == "sqlite.unexpected_trigger" and "surprise" in finding.detail
-
-
-def test_a_view_that_nobody_reads_is_worth_a_note(database: Path) -> None:
-    (finding,) = inspect_schema_of(changed(database, "CREATE VIEW extra AS SELECT 1"))
-    assert finding.code == "sqlite.unexpected_view" and "extra" in finding.detail
-    assert status_of([finding]) is Status.HEALTHY
-
-
-@pytest.mark.parametrize("table", ["embeddings", "collections", "max_seq_id"])
-def test_a_view_in_the_place_of_a_table_is_never_read_nor_judged(database: Path, table: str) -> None:
-    changed(database, f"ALTER TABLE {table} RENAME TO moved", f"CREATE VIEW {table} AS SELECT * FROM moved")
-    assert codes(inspect_schema_of(database)) == {"sqlite.table_replaced"}
-
-
-def test_a_view_that_never_ends_is_not_read(database: Path) -> None:
-    endless = "WITH RECURSIVE n(x) AS (SELECT 1 UNION ALL SELECT x + 1 FROM n) SELECT x AS dir, x AS version FROM n"
-    changed(database, "ALTER TABLE migrations RENAME TO moved", f"CREATE VIEW migrations AS {endless}")
-    with opened(database, 0.5) as connection:
-        assert "sqlite.table_replaced" in codes(inspect_schema(connection))
-
-
-@pytest.mark.parametrize(
-    ("migration", "words"),
-    [
-        (("sysdb", 11), "sysdb 11"),
-        (("metadb", 99), "metadb 99"),
-        (("vectordb", 1), "vectordb 1"),
-        (("sysdb", "x"), "'x'"),
-    ],
-)
-def test_a_migration_that_is_not_known_leaves_a_delta_undetermined(
-    database: Path, migration: tuple[str, object], words: str
-) -> None:
-    with closing(sqlite3.connect(database, isolation_level=None)) as connection:
-        connection.execute("INSERT INTO migrations VALUES (?, ?, 'name', 'sql', 'hash')", migration)
-    (finding,) = inspect_schema_of(database)
-    assert finding.code == "sqlite.schema_newer" and words in finding.detail
-    assert status_of([finding]) is Status.UNDETERMINED
-
-
-def test_a_table_that_a_newer_chroma_gave_up_is_not_held_against_its_delta(database: Path) -> None:
-    changed(
-        database, "INSERT INTO migrations VALUES ('sysdb', 11, 'name', 'sql', 'hash')", "DROP TABLE segment_metadata"
-    )
-    assert status_of(inspect_schema_of(database)) is Status.UNDETERMINED
-
-
-@pytest.mark.parametrize(
-    "statement",
-    [
-        "UPDATE sqlite_schema SET sql = CAST(sql AS BLOB) WHERE name = 'embeddings'",
-        "UPDATE sqlite_schema SET name = CAST(name AS BLOB) WHERE name = 'embeddings'",
-        "UPDATE sqlite_schema SET sql = CAST(sql AS BLOB) WHERE name = 'embedding_fulltext_search'",
-        "UPDATE sqlite_schema SET type = CAST(type AS BLOB)",
-        "UPDATE sqlite_schema SET sql = NULL WHERE name = 'embeddings'",
-        "UPDATE sqlite_schema SET rootpage = 'x' WHERE name = 'embeddings'",
-        "UPDATE sqlite_schema SET sql = replace(sql, 'CREATE TABLE', 'CREATE/**/TABLE')",
-        "UPDATE sqlite_schema SET sql = 'CREATE TABLE embeddings(' WHERE name = 'embeddings'",
-    ],
-)
-def test_a_schema_of_other_types_than_sqlite_writes_is_judged_without_a_crash(database: Path, statement: str) -> None:
-    changed(database, "PRAGMA writable_schema = ON", statement)
-    with opened(database, 60) as connection:
-        findings = inspect_integrity(connection)
-        findings = findings or inspect_schema(connection)
-    assert all(isinstance(finding, Finding) for finding in findings)
+def test_a_table_that_takes_too_long_to_read_is_told_as_such(delta: Path) -> None:
+    with opened(delta / DATABASE, 60) as connection:
+        connection.set_progress_handler(lambda: True, 1)
+        assert what_is_readable(connection, ["embeddings"]) == "embeddings: reading embeddings: interrupted"
 
 
 # --- full text
@@ -312,23 +235,35 @@ BROKEN_FULLTEXT = [
 
 
 @pytest.mark.parametrize("statement", BROKEN_FULLTEXT)
-def test_a_full_text_table_that_cannot_answer_is_unusable(database: Path, statement: str) -> None:
+def test_a_full_text_table_that_cannot_answer_is_unusable(delta: Path, statement: str) -> None:
     # Defensive mode is off in Python's sqlite3, so the shadow tables can be written.
-    (finding,) = fulltext_of(changed(database, statement))
+    (finding,) = fulltext_of(changed(delta, statement))
     assert finding.code == "sqlite.fulltext_unusable"
 
 
 @pytest.mark.parametrize(
     "statement", ["DELETE FROM {}_docsize", "DELETE FROM {}_data WHERE id > 10", "DROP TABLE {}_idx"]
 )
-def test_damaged_terms_are_no_finding_since_chroma_reads_none(database: Path, statement: str) -> None:
-    assert fulltext_of(changed(database, statement.format("embedding_fulltext_search"))) == []
+def test_damaged_terms_are_no_finding_since_chroma_reads_none(delta: Path, statement: str) -> None:
+    assert fulltext_of(changed(delta, statement.format("embedding_fulltext_search"))) == []
 
 
-def test_the_documents_that_the_full_text_table_lacks_are_counted(database: Path) -> None:
-    changed(database, "DELETE FROM embedding_fulltext_search WHERE rowid IN (1, 2, 3)")
-    (finding,) = fulltext_of(database)
-    assert finding.detail == "3 documents are missing from the full-text table or differ there"
+def test_the_documents_that_the_full_text_table_lacks_or_has_otherwise_are_counted(delta: Path) -> None:
+    changed(
+        delta,
+        "DELETE FROM embedding_fulltext_search WHERE rowid IN (7, 8, 9)",
+        "UPDATE embedding_fulltext_search_content SET c0 = 'other' WHERE id IN (3, 5)",
+    )
+    (finding,) = fulltext_of(delta)
+    assert finding.detail == (
+        "of the documents in embedding_metadata 3 are missing from the full-text table and 2 differ there, "
+        "the first of row 3"
+    )
+
+
+def test_a_full_text_table_without_a_document_to_find_is_healthy(tmp_path: Path) -> None:
+    build_delta(tmp_path, DeltaRecipe(embeddings=5, documents=False))
+    assert fulltext_of(tmp_path) == []
 
 
 # --- opening
@@ -343,9 +278,9 @@ def test_an_opened_database_cannot_be_written(database: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["a b", "a%20b", "a?mode=rwc", "a#b", "ü"])
-def test_a_database_is_opened_under_its_own_name_whatever_that_is(database: Path, name: str) -> None:
-    moved = database.parent.rename(database.parent.with_name(name)) / DATABASE
-    assert inspected(moved) == []
+def test_a_database_is_opened_under_its_own_name_whatever_that_is(delta: Path, name: str) -> None:
+    moved = delta.rename(delta.with_name(name))
+    assert integrity_of(moved) + fulltext_of(moved) == []
 
 
 def test_a_file_that_cannot_be_opened_is_a_fault_of_the_environment(tmp_path: Path) -> None:
@@ -358,11 +293,105 @@ def test_a_statement_that_takes_too_long_is_a_fault_of_the_environment(
     database: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sqlite, "_PROGRESS_STEPS", 10)
-    started = time.monotonic()
     with opened(database, 0) as connection, pytest.raises(CouldNotCheck) as fault:
         inspect_integrity(connection)
     assert fault.value.code == "check.timeout"
     with opened(database, 0) as connection, pytest.raises(CouldNotCheck) as fault:
         inspect_fulltext(connection)
     assert fault.value.code == "check.timeout"
-    assert time.monotonic() - started < 30
+
+
+# --- texts that are not UTF-8
+
+
+def test_bytes_that_are_not_utf_8_come_in_as_surrogates_when_read_leniently(delta: Path) -> None:
+    changed(delta, "UPDATE collections SET name = CAST(X'61FF62' AS TEXT)")
+    with opened(delta / DATABASE, 60, lenient=True) as connection:
+        assert connection.execute("SELECT name FROM collections").fetchall() == [("a\udcffb",)]
+
+
+def test_read_strictly_they_say_that_they_must_be_read_leniently(delta: Path) -> None:
+    changed(delta, "UPDATE collections SET name = CAST(X'61FF62' AS TEXT)")
+    with opened(delta / DATABASE, 60, lenient=False) as connection, pytest.raises(NotUtf8), explained("reading"):
+        connection.execute("SELECT name FROM collections").fetchall()
+
+
+def test_read_strictly_all_other_text_is_as_it_was(delta: Path) -> None:
+    changed(delta, "UPDATE collections SET name = 'größe 雪'")
+    with opened(delta / DATABASE, 60, lenient=False) as connection, explained("reading") as findings:
+        assert connection.execute("SELECT name FROM collections").fetchall() == [("größe 雪",)]
+    assert findings == []
+
+
+# --- errors of SQLite's
+
+
+def failing(name: str, message: str = "as it says") -> sqlite3.OperationalError:
+    error = sqlite3.OperationalError(message)
+    error.sqlite_errorcode = getattr(sqlite3, name)
+    return error
+
+
+@pytest.mark.parametrize(
+    ("name", "code"),
+    [
+        ("SQLITE_CORRUPT", "sqlite.malformed"),
+        ("SQLITE_CORRUPT_INDEX", "sqlite.malformed"),
+        ("SQLITE_CORRUPT_VTAB", "sqlite.malformed"),
+        ("SQLITE_NOTADB", "sqlite.not_a_database"),
+    ],
+)
+def test_what_sqlite_says_about_the_bytes_is_a_finding(name: str, code: str) -> None:
+    with explained("reading x") as findings:
+        raise failing(name)
+    assert findings == [Finding(code, DATABASE, "reading x: as it says")]
+
+
+@pytest.mark.parametrize(
+    ("name", "code"),
+    [
+        ("SQLITE_CANTOPEN", "check.cannot_open"),
+        ("SQLITE_CANTOPEN_ISDIR", "check.cannot_open"),
+        ("SQLITE_NOMEM", "check.memory"),
+        ("SQLITE_FULL", "check.disk_full"),
+        ("SQLITE_INTERRUPT", "check.timeout"),
+        ("SQLITE_TOOBIG", "check.size_cap"),
+        ("SQLITE_IOERR", "check.local_io"),
+        ("SQLITE_IOERR_READ", "check.local_io"),
+        ("SQLITE_BUSY", "check.local_io"),
+        ("SQLITE_PERM", "check.local_io"),
+        ("SQLITE_ERROR", "check.local_io"),
+    ],
+)
+def test_whatever_else_sqlite_says_is_a_fault_of_the_environment(name: str, code: str) -> None:
+    with pytest.raises(CouldNotCheck, match="reading x: as it says") as fault, explained("reading x"):
+        raise failing(name)
+    assert fault.value.code == code
+
+
+def test_an_error_that_quotes_a_name_of_the_delta_is_shown_short_and_escaped() -> None:
+    with explained("reading x") as findings:
+        raise failing("SQLITE_CORRUPT", "\x1b[2J" * 1000)
+    assert findings[0].detail.isprintable() and len(findings[0].detail) <= 300
+
+
+# --- a file that others may change
+
+
+@pytest.mark.parametrize("private", [True, False])
+def test_only_a_file_that_nobody_else_can_change_is_mapped_into_memory(database: Path, private: bool) -> None:
+    """A mapped file that another process truncates would end this process with SIGBUS."""
+    with opened(database, 60, private=private) as connection:
+        ((mapped,),) = connection.execute("PRAGMA mmap_size")
+        connection.execute("SELECT count(*) FROM embeddings_queue").fetchall()
+        in_memory = str(database) in Path("/proc/self/maps").read_text()
+    assert (mapped > 0, in_memory) == (private, private)
+
+
+def test_a_file_that_becomes_shorter_while_it_is_read_is_an_error_and_not_the_end(database: Path) -> None:
+    with opened(database, 60, private=False) as connection, explained("reading") as findings:
+        connection.execute("SELECT count(*) FROM sqlite_schema").fetchall()
+        with database.open("r+b") as file:
+            file.truncate(8192)
+        connection.execute("SELECT * FROM embeddings_queue").fetchall()
+    assert codes(findings) == {"sqlite.malformed"}
