@@ -11,7 +11,7 @@ import sqlite3
 import struct
 import time
 from collections.abc import Iterable, Iterator
-from contextlib import closing, contextmanager, suppress
+from contextlib import closing, contextmanager, suppress, suppress
 from functools import partial
 from pathlib import Path
 from urllib.parse import quote
@@ -120,8 +120,9 @@ def opened(path: Path, seconds: float, *, lenient: bool = True, private: bool = 
         connection.execute("PRAGMA trusted_schema=OFF")
         if private:
             connection.execute(f"PRAGMA mmap_size={_MAPPED}")
-        connection.execute(f"PRAGMA cache_size=-{_CACHED_KIB}")
         connection.execute("PRAGMA cell_size_check=ON")
+        with suppress(sqlite3.Error, UnicodeDecodeError):  # it reads the schema; the checks will tell what is wrong
+            connection.execute(f"PRAGMA cache_size=-{_CACHED_KIB}")
         yield connection
 
 
