@@ -34,12 +34,12 @@ of a damaged database.""",
         "The vector index",
         """Only of an index that was flushed: below 1,000 operations there is none, and what lies in its folder is an
 empty skeleton that Chroma rebuilds.""",
-        "See `records.recoverable`: vectors in the queue do not need the index. If not, process the batch again.",
+        "See `records.recoverable`: it tells where vectors still are. If some are lost, process the batch again.",
     ),
     "records": (
         "Rows against each other and against the index",
         """Seen from `structure` on. `records.recoverable` says of a damaged collection where its vectors still are: in
-the queue, in a sound index, or in neither.""",
+the queue, in sound records of the index, or in neither, and how many embeddings can be recovered.""",
         "Process the batch again, unless `records.recoverable` says that all can be recovered.",
     ),
     "manifest": (

@@ -15,6 +15,7 @@ from botocore.exceptions import ReadTimeoutError
 from local.damage import apply_damage
 from shared.delta import DATABASE, MANIFEST, DeltaLocation, Listing
 from shared.errors import TargetError
+from shared.inspection import sqlite
 from shared.judgement import judge_folder, judge_stored
 from shared.settings import Settings
 from shared.storage import Store
@@ -22,6 +23,7 @@ from shared.upload import upload_delta
 from shared.verdict import Depth, Status, Verdict
 from tests import faults
 from tests.conftest import CopyOf, PutDelta
+from tests.shared.inspection.databases import changed
 
 KEY = "words/delta/one"
 
@@ -135,6 +137,64 @@ def test_an_unsettled_delta_is_excused_for_what_may_still_arrive_and_for_nothing
     assert [verdict.status for verdict in verdicts] == [Status.HEALTHY, Status.INCOMPLETE, Status.CORRUPT]
     assert set(codes(verdicts[1])) == {"arrival.file_awaited", "arrival.settling"}
     assert "hnsw.pickle_missing" in verdicts[1].reason
+
+
+def test_what_has_not_arrived_yet_is_not_called_lost(
+    store: Store, flushed_delta: Path, put_delta: PutDelta, copy_of: CopyOf, settled: Settings
+) -> None:
+    without_pickle = copy_of(flushed_delta)
+    apply_damage("pickle-missing", without_pickle)
+    location = put_delta(without_pickle, KEY)
+    arriving, arrived = (
+        judge_stored(store, location, Depth.STRUCTURE, given).verdict for given in (Settings(), settled)
+    )
+    assert [note.code for note in arriving.notes] == []
+    assert [note.code for note in arrived.notes] == ["records.recoverable"]
+
+
+def test_what_is_lost_for_certain_is_told_although_more_may_arrive(
+    store: Store, flushed_delta: Path, put_delta: PutDelta, copy_of: CopyOf
+) -> None:
+    broken = copy_of(flushed_delta)
+    apply_damage("pickle-missing", broken)
+    apply_damage("queue-encoding-unknown", broken)
+    verdict = judge_stored(store, put_delta(broken, KEY), Depth.STRUCTURE, Settings()).verdict
+    assert verdict.status is Status.CORRUPT
+    assert [note.code for note in verdict.notes] == ["records.recoverable"]
+
+
+def test_a_delta_without_its_manifest_is_awaited_where_manifests_are_required(
+    store: Store, flushed_delta: Path, put_delta: PutDelta
+) -> None:
+    location = put_delta(flushed_delta, KEY)
+    required = Settings(settle_seconds=0, manifest_required=True)
+    verdict = judge_stored(store, location, Depth.STRUCTURE, required, await_arrival=True).verdict
+    assert (verdict.status, codes(verdict)) == (Status.INCOMPLETE, ["arrival.manifest_awaited"])
+
+
+def test_a_downloaded_delta_is_mapped_into_memory_and_a_local_one_is_not(
+    store: Store, flushed_delta: Path, put_delta: PutDelta, settled: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nobody else can write into the scratch folder; a local file may be truncated, which ends who has mapped it."""
+    mapped: list[bool] = []
+    opened = sqlite.opened
+
+    def spied(*arguments: Any, private: bool, **named: Any) -> Any:
+        mapped.append(private)
+        return opened(*arguments, private=private, **named)
+
+    monkeypatch.setattr(sqlite, "opened", spied)
+    judge_stored(store, put_delta(flushed_delta, KEY), Depth.STRUCTURE, settled)
+    judge_folder(flushed_delta, Depth.STRUCTURE, settled)
+    assert mapped == [True, False]
+
+
+def test_a_delta_of_many_defects_has_a_short_verdict(flushed_delta: Path, copy_of: CopyOf, settled: Settings) -> None:
+    folder = changed(copy_of(flushed_delta), "UPDATE embeddings_queue SET operation = 9")
+    verdict = judge_folder(folder, Depth.STRUCTURE, settled).verdict
+    told = [finding for finding in verdict.findings if finding.code == "records.operation_unknown"]
+    assert len(told) == 21
+    assert told[-1].detail == "and 24 more of these"
 
 
 def test_a_delta_overwritten_below_its_old_manifest_is_awaited(

@@ -8,7 +8,7 @@ from itertools import permutations
 import pytest
 
 from shared.findings import CATALOGUE, Weight
-from shared.verdict import CollectionCount, Depth, Finding, Status, Verdict, status_of
+from shared.verdict import CollectionCount, Depth, Finding, Status, Verdict, abridged, status_of
 
 EXAMPLES = {
     Weight.PROOF: Finding("sqlite.truncated", "chroma.sqlite3", "4000 bytes"),
@@ -118,3 +118,29 @@ def test_a_healthy_verdict_has_notes_and_no_findings() -> None:
     verdict = Verdict("d1", Depth.OPEN, (EXAMPLES[Weight.NOTE],))
     assert (verdict.status, verdict.findings, verdict.reason) == (Status.HEALTHY, (), "")
     assert verdict.as_json()["findings"] == []
+
+
+def many(code: str, count: int) -> list[Finding]:
+    return [Finding(code, "chroma.sqlite3", f"number {number}") for number in range(count)]
+
+
+@pytest.mark.parametrize("count", [0, 1, 20])
+def test_a_few_findings_are_all_kept(count: int) -> None:
+    assert abridged(many("sqlite.malformed", count)) == many("sqlite.malformed", count)
+
+
+def test_of_many_findings_the_first_twenty_of_each_code_are_kept_and_the_others_counted() -> None:
+    findings = many("sqlite.malformed", 21) + many("records.row_unreadable", 1_000_000) + many("sqlite.empty", 2)
+    assert abridged(findings) == [
+        *many("sqlite.malformed", 20),
+        *many("records.row_unreadable", 20),
+        *many("sqlite.empty", 2),
+        Finding("sqlite.malformed", "", "and 1 more of these"),
+        Finding("records.row_unreadable", "", "and 999980 more of these"),
+    ]
+
+
+def test_abridging_changes_no_status() -> None:
+    for code in CATALOGUE:
+        findings = many(code, 100)
+        assert status_of(abridged(findings)) is status_of(findings)

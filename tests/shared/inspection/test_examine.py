@@ -7,6 +7,7 @@ import sqlite3
 from collections.abc import Callable
 from contextlib import closing, suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -19,8 +20,9 @@ from shared.delta import DATABASE
 from shared.errors import CouldNotCheck
 from shared.findings import CATALOGUE
 from shared.folder import FolderContent, list_folder
-from shared.inspection import Examination, examine
+from shared.inspection import Examination, examine, hnsw, sqlite
 from shared.verdict import RULES, CollectionCount, Depth, Status, status_of
+from tests.shared.inspection.databases import changed
 
 CopyOf = Callable[[Path], Path]
 
@@ -178,6 +180,8 @@ def test_a_deeper_check_finds_all_that_a_shallower_one_finds(damage: Damage, del
 class Faulty:
     """A content whose bytes cannot be had."""
 
+    private = False
+
     def __init__(self, inner: FolderContent, failing: str) -> None:
         self._inner = inner
         self._failing = failing
@@ -243,6 +247,147 @@ def test_a_damaged_index_that_no_collection_refers_to_is_harmless(
     else:
         (left_behind / "header.bin").write_bytes(b"\xff" * 100)
     assert status(copy, depth) is Status.HEALTHY
+
+
+@both
+def test_an_index_that_becomes_shorter_while_it_is_read_is_undetermined(
+    delta: Path, copy_of: CopyOf, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    copy = copy_of(delta)
+    listing = list_folder(copy)
+    looked = hnsw.inspect_index
+
+    def shortened(*arguments: Any, **named: Any) -> hnsw.Index:
+        for path in copy.rglob("data_level0.bin"):
+            path.write_bytes(path.read_bytes()[:1000])
+        return looked(*arguments, **named)
+
+    monkeypatch.setattr(hnsw, "inspect_index", shortened)
+    examination = examine(listing, FolderContent(copy, listing, 2**31), Depth.STRUCTURE, 60)
+    # A skeleton is not looked at.
+    assert codes(examination) == (["check.changed"] if any(copy.rglob("index_metadata.pickle")) else [])
+
+
+@pytest.mark.parametrize("private", [True, False])
+def test_only_a_delta_of_our_own_is_mapped_into_memory(
+    healthy_delta: Path, monkeypatch: pytest.MonkeyPatch, private: bool
+) -> None:
+    seen = spied_openings(monkeypatch)
+    listing = list_folder(healthy_delta)
+    content = FolderContent(healthy_delta, listing, 2**31)
+    assert content.private is False, "others may write into a local folder"
+    monkeypatch.setattr(content, "private", private)
+    assert examine(listing, content, Depth.STRUCTURE, 60).observed == []
+    assert [opening["private"] for opening in seen] == [private]
+
+
+def spied_openings(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, bool]]:
+    """How the database was opened, each time."""
+    seen: list[dict[str, bool]] = []
+    opened = sqlite.opened
+
+    def spied(path: Path, seconds: float, **named: bool) -> Any:
+        seen.append(named)
+        return opened(path, seconds, **named)
+
+    monkeypatch.setattr(sqlite, "opened", spied)
+    return seen
+
+
+@both
+def test_texts_that_are_utf_8_are_looked_at_once_and_strictly(delta: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = spied_openings(monkeypatch)
+    examined(delta)
+    assert [opening["lenient"] for opening in seen] == [False]
+
+
+NOT_UTF8 = [
+    ("UPDATE collections SET name = CAST(X'FF' AS TEXT)", "records.row_unreadable"),
+    ("UPDATE embeddings_queue SET id = CAST(X'FF' AS TEXT) WHERE seq_id = 1", "records.operation_unknown"),
+    ("UPDATE embeddings SET embedding_id = CAST(X'FF' AS TEXT) WHERE id = 1", "records.row_unreadable"),
+    ("UPDATE embedding_metadata SET string_value = CAST(X'FF' AS TEXT) WHERE id = 1", "records.metadata_missing"),
+    ("UPDATE migrations SET sql = CAST(X'FF' AS TEXT) WHERE version = 2", "sqlite.migration_mismatch"),
+]
+
+
+@pytest.mark.parametrize(("statement", "code"), NOT_UTF8)
+def test_a_text_that_is_not_utf_8_makes_for_a_second_look_and_no_finding_twice(
+    healthy_delta: Path, copy_of: CopyOf, monkeypatch: pytest.MonkeyPatch, statement: str, code: str
+) -> None:
+    copy = changed(copy_of(healthy_delta), statement)
+    seen = spied_openings(monkeypatch)
+    examination = examined(copy)
+    assert [opening["lenient"] for opening in seen] == [False, True]
+    assert code in codes(examination)
+    assert len(set(examination.observed)) == len(examination.observed)
+
+
+def test_texts_that_chroma_never_reads_need_not_be_utf_8(healthy_delta: Path, copy_of: CopyOf) -> None:
+    not_text = "CAST(X'FF' AS TEXT)"
+    copy = changed(copy_of(healthy_delta), f"INSERT INTO maintenance_log VALUES (9, {not_text}, {not_text})")
+    assert examined(copy).observed == []
+
+
+# --- what is left of a damaged delta
+
+
+def notes_of(examination: Examination, code: str) -> list[str]:
+    return [finding.detail for finding in examination.observed if finding.code == code]
+
+
+def test_damage_that_all_collections_share_tells_what_is_left_of_each(two_flushed_delta: Path, copy_of: CopyOf) -> None:
+    copy = changed(copy_of(two_flushed_delta), "PRAGMA foreign_keys = OFF", "DELETE FROM tenants")
+    examination = examined(copy)
+    left = notes_of(examination, "records.recoverable")
+    heads = [text.split(" can ")[0] for text in left]
+    assert heads == ["all 130 embeddings of 'words'", "all 130 embeddings of 'words-1'"]
+    assert len(notes_of(examination, "sqlite.readable")) == 1
+
+
+def test_damage_to_one_collection_says_nothing_of_the_others(two_flushed_delta: Path, copy_of: CopyOf) -> None:
+    copy = copy_of(two_flushed_delta)
+    apply_damage("data-vector-nan", copy)
+    (left,) = notes_of(examined(copy), "records.recoverable")
+    assert left.startswith("129 of 130 embeddings of 'words")
+
+
+@pytest.mark.parametrize("name", ["link_lists.bin", "length.bin"])
+def test_what_does_not_depend_on_a_missing_file_can_be_recovered(
+    flushed_delta: Path, copy_of: CopyOf, name: str
+) -> None:
+    copy = copy_of(flushed_delta)
+    next(copy.rglob(name)).unlink()
+    examination = examined(copy)
+    assert codes(examination) == ["layout.segment_file_missing", "records.recoverable"]
+    assert notes_of(examination, "records.recoverable")[0].startswith("all 123 embeddings of 'words' can be recovered")
+
+
+@pytest.mark.parametrize("name", ["header.bin", "data_level0.bin"])
+def test_what_depends_on_a_missing_file_cannot(flushed_delta: Path, copy_of: CopyOf, name: str) -> None:
+    copy = copy_of(flushed_delta)
+    next(copy.rglob(name)).unlink()
+    examination = examined(copy)
+    assert codes(examination) == ["layout.segment_file_missing", "records.recoverable"]
+    assert notes_of(examination, "records.recoverable")[0].startswith("35 of 123 embeddings of 'words' can ")
+
+
+def test_what_can_still_be_read_of_a_database_that_is_not_sound_is_told(healthy_delta: Path, copy_of: CopyOf) -> None:
+    copy = copy_of(healthy_delta)
+    apply_damage("sqlite-unread-page-zeroed", copy)
+    (readable,) = notes_of(examined(copy), "sqlite.readable")
+    rows = "embedding_metadata: all 265 rows, embeddings_queue: all 50 rows"
+    assert readable == f"collections: all 1 rows, embeddings: 0 rows, then damage, {rows}"
+
+
+def test_nothing_is_read_of_a_database_that_would_have_to_be_run(healthy_delta: Path, copy_of: CopyOf) -> None:
+    copy = changed(copy_of(healthy_delta), "CREATE INDEX computed ON embeddings (abs(seq_id))")
+    assert codes(examined(copy)) == ["sqlite.unexpected_expression"]
+
+
+def test_a_delta_that_only_a_newer_deltaguard_can_judge_is_left_alone(healthy_delta: Path, copy_of: CopyOf) -> None:
+    copy = changed(copy_of(healthy_delta), "INSERT INTO migrations VALUES ('sysdb', 99, 'name', 'sql', 'hash')")
+    assert codes(examined(copy)) == ["sqlite.schema_newer"]
+    assert status(copy) is Status.UNDETERMINED
 
 
 def test_a_delta_over_the_size_cap_is_undetermined_and_its_headers_are_still_looked_at(healthy_delta: Path) -> None:
