@@ -25,6 +25,7 @@ Exit status:
 """
 
 _LATER = {
+    "gate": ("scanner.admission:gate", "Tell whether a chunk may be merged, and what to do if not.", "deltaguard"),
     "demo": (
         "local.demo:demo",
         "Watch broken deltas being caught, quarantined and refused, on this machine.",
