@@ -79,10 +79,10 @@ def _judging_options(command: Callable[..., None]) -> Callable[..., None]:
         ),
         click.option(
             "--format",
-            type=click.Choice(["table", "ndjson", "json"]),
+            type=click.Choice(["table", "ndjson", "json", "html"]),
             default="table",
             show_default=True,
-            help="A table for people, at the end; or JSON as deltas complete, which suits any number of them.",
+            help="A table or a page for people, at the end; or JSON as deltas complete.",
         ),
         click.option(
             "--depth",
