@@ -25,6 +25,7 @@ Exit status:
 """
 
 _LATER = {
+    "inspect": ("scanner.closeup:inspect", "Draw one delta, and where its damage sits.", "deltaguard"),
     "gate": ("scanner.admission:gate", "Tell whether a chunk may be merged, and what to do if not.", "deltaguard"),
     "demo": (
         "local.demo:demo",
