@@ -3,6 +3,7 @@
 Both reach the same S3, a moto server in a process of its own; it answers some hundreds of requests a second and so
 bounds the gate more than the merge. The merge is what a compaction without a gate does, in a process that has imported
 chromadb already: download a delta, open it, get everything, upsert it, close it, and the next.
+It is made in parts, and the gate is measured between them, so that what slows the machine down slows down both.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stdout
 from datetime import UTC, datetime
 from pathlib import Path
@@ -35,10 +36,9 @@ from shared.storage import current_store
 from shared.tags import with_verdict
 from shared.verdict import Depth
 
-_DELTAS, _EMBEDDINGS, _ROUNDS = 100, 100, 5
+_DELTAS, _EMBEDDINGS, _ROUNDS = 100, 100, 10
 _DIFFERENT = 10  # deltas of their own content; the others repeat it, which spares the merge more than the gate
 _BUCKET = "deltas"
-_SECONDS = 900
 _ROOT = Path(__file__).resolve().parent.parent
 _SERVE = """
 import logging, sys, threading
@@ -57,7 +57,7 @@ from pathlib import Path
 import boto3, chromadb
 from bench.tether import tether
 tether(int(sys.argv[1]))
-bucket, keys = sys.argv[2], json.loads(sys.argv[3])
+bucket = sys.argv[2]
 s3 = boto3.client("s3")
 
 def merge(key, scratch, merged):
@@ -72,18 +72,18 @@ def merge(key, scratch, merged):
             rows = {name: found[name] for name in ("ids", "embeddings", "documents", "metadatas")}
             merged.get_or_create_collection(collection.name).upsert(**rows)
 
-done = 0
 with tempfile.TemporaryDirectory(prefix="bench-merge-") as scratch:
     with chromadb.PersistentClient(path=str(Path(scratch) / "merged")) as merged:
-        started = time.perf_counter()
-        try:
-            for key in keys:
-                merge(key, Path(scratch), merged)
-                done += 1
-        except Exception as error:
-            failed = f"{type(error).__name__}: {error}"
-        milliseconds = (time.perf_counter() - started) * 1000
-print(json.dumps({"milliseconds": milliseconds, "done": done, "failed": failed}))
+        for line in sys.stdin:
+            done, failed, started = 0, "", time.perf_counter()
+            try:
+                for key in json.loads(line):
+                    merge(key, Path(scratch), merged)
+                    done += 1
+            except Exception as error:
+                failed = f"{type(error).__name__}: {error}"
+            milliseconds = (time.perf_counter() - started) * 1000
+            print(json.dumps({"milliseconds": milliseconds, "done": done, "failed": failed}), flush=True)
 """
 
 
@@ -93,21 +93,27 @@ def figures(deltas: int = _DELTAS, embeddings: int = _EMBEDDINGS, rounds: int = 
     Args:
         deltas: How many the chunk has.
         embeddings: How many each of them has.
-        rounds: How often the gate is measured, before and after the one merge.
+        rounds: In how many parts the one merge is made; the gate is measured in between.
     """
     with _served(), scratch_folder() as scratch:
-        keys = _uploaded(deltas, embeddings, scratch)
-        gate = _refusing(keys)
-        untagged = [gate() for _ in range(rounds + 1)][1:]  # the first warms up
-        merging = _merging(keys)
-        untagged += [gate() for _ in range(rounds)]
-        _tag(keys[:-1])
-        tagged = [gate() for _ in range(2 * rounds + 1)][1:]
+        chunks = [_uploaded(f"{name}/delta", deltas, embeddings, scratch) for name in ("tagged", "untagged")]
+        _tag(chunks[0][:-1])
+        gates = [_refusing(keys) for keys in chunks]
+        with _merging() as merge:
+            for gate in gates:
+                gate()  # warms up
+            costs: list[list[float]] = [[], []]
+            merging, size = 0.0, -(-deltas // rounds)
+            for start in range(0, deltas, size):
+                for gate, cost in zip(gates, costs, strict=True):
+                    cost.append(gate())
+                merging += merge(chunks[0][start : start + size], start + size >= deltas)
     against = f"merging until the {deltas}th fails"
     what = f"gate, {deltas} deltas of {embeddings}, the last corrupt"
+    tagged, untagged = map(median, costs)
     return [
-        held("gate/tagged", f"{what}, the rest tagged", median(tagged), against, merging, "ms"),
-        held("gate/untagged", f"{what}, none tagged", median(untagged), against, merging, "ms"),
+        held("gate/tagged", f"{what}, the rest tagged", tagged, against, merging, "ms"),
+        held("gate/untagged", f"{what}, none tagged", untagged, against, merging, "ms"),
     ]
 
 
@@ -127,29 +133,43 @@ def _refusing(keys: list[str]) -> Measure:
     return timed(refuse)
 
 
-def _merging(keys: list[str]) -> float:
-    """Milliseconds that a merge of the chunk takes until it fails, at the last delta."""
-    command = [sys.executable, "-c", _MERGE, str(os.getpid()), _BUCKET, json.dumps(keys)]
-    done = subprocess.run(  # noqa: S603 -- ours
-        command, cwd=_ROOT, capture_output=True, text=True, timeout=_SECONDS, check=False
-    )
-    if done.returncode:
-        raise RuntimeError(f"the merge ended in no way that was meant: {done.stderr.strip()[-500:]}")
-    answer = json.loads(done.stdout)
-    if answer["done"] != len(keys) - 1:
-        raise RuntimeError(f"the merge failed after {answer['done']} of {len(keys)} deltas: {answer['failed']}")
-    return float(answer["milliseconds"])
+@contextmanager
+def _merging() -> Iterator[Callable[[list[str], bool], float]]:
+    """A process that merges one chunk part by part; the block gets what merges the next part.
+
+    It takes the keys and whether the last of them is to fail, and returns milliseconds.
+    """
+    command = [sys.executable, "-c", _MERGE, str(os.getpid()), _BUCKET]
+    with subprocess.Popen(  # noqa: S603 -- ours
+        command, cwd=_ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, start_new_session=True
+    ) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        asking, answering = process.stdin, process.stdout
+
+        def merge(keys: list[str], fails: bool) -> float:
+            asking.write(json.dumps(keys) + "\n")
+            asking.flush()
+            answer = json.loads(answering.readline() or "null")
+            if answer is None or answer["done"] != len(keys) - fails:
+                raise RuntimeError(f"the merge did not go as it was meant to, see above: {answer}")
+            return float(answer["milliseconds"])
+
+        try:
+            yield merge
+        finally:
+            process.kill()
 
 
-def _uploaded(deltas: int, embeddings: int, scratch: Path) -> list[str]:
-    """The keys of a chunk, the last of them that of a delta whose database is cut."""
+def _uploaded(prefix: str, deltas: int, embeddings: int, scratch: Path) -> list[str]:
+    """The keys of a chunk below a prefix, the last of them that of a delta whose database is cut."""
     client = boto3.client("s3")
     client.create_bucket(Bucket=_BUCKET)
-    keys = [f"words/delta/{number:04}" for number in range(deltas)]
+    keys = [f"{prefix}/{number:04}" for number in range(deltas)]
     for number, key in enumerate(keys):
         folder = stocked(embeddings, seed=number % _DIFFERENT)
         if key == keys[-1]:
-            folder = Path(shutil.copytree(folder, scratch / "corrupt"))
+            folder = Path(shutil.copytree(folder, scratch / f"corrupt-{len(list(scratch.iterdir()))}"))
             apply_damage("sqlite-truncated", folder)
         for path in sorted(path for path in folder.rglob("*") if path.is_file()):
             client.upload_file(str(path), _BUCKET, f"{key}/{path.relative_to(folder).as_posix()}")
