@@ -20,7 +20,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from bench import imports, memory, probing, structure
+from bench import gating, imports, memory, probing, structure
 from bench.figures import Figure, missed, table
 from bench.targets import unmeasured
 from shared.scratch import sweep_scratch
@@ -29,6 +29,7 @@ SUITES: Mapping[str, Callable[[], list[Figure]]] = {
     "structure-500": structure.small,
     "structure-5000": structure.large,
     "probe": probing.figures,
+    "gate": gating.figures,
     "memory": memory.figures,
     "import": imports.figures,
 }

@@ -58,6 +58,13 @@ the only way to see damage in values alone: a flipped bit of a vector, two files
         "Said by the gate when a delta of a chunk is not in its place because it was quarantined.",
         "Process the batch again, then the chunk.",
     ),
+    "chunk": (
+        "What the chunk says of the delta",
+        """Said by the gate when it has read a delta and found it healthy, but with another collection or another number
+of embeddings than the chunk says. Whether the chunk is wrong or the wrong delta lies there, no byte can tell, so the
+chunk is refused and the delta stays untouched.""",
+        "Ask the producer which is right: correct the chunk, or process the batch again.",
+    ),
     "check": (
         "Why it could not be checked",
         "The environment, not the delta. Nothing is touched, and the check is made again.",

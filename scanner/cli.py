@@ -25,6 +25,8 @@ Exit status:
 """
 
 _LATER = {
+    "inspect": ("scanner.closeup:inspect", "Draw one delta, and where its damage sits.", "deltaguard"),
+    "gate": ("scanner.admission:gate", "Tell whether a chunk may be merged, and what to do if not.", "deltaguard"),
     "demo": (
         "local.demo:demo",
         "Watch broken deltas being caught, quarantined and refused, on this machine.",
@@ -78,10 +80,10 @@ def _judging_options(command: Callable[..., None]) -> Callable[..., None]:
         ),
         click.option(
             "--format",
-            type=click.Choice(["table", "ndjson", "json"]),
+            type=click.Choice(["table", "ndjson", "json", "html"]),
             default="table",
             show_default=True,
-            help="A table for people, at the end; or JSON as deltas complete, which suits any number of them.",
+            help="A table or a page for people, at the end; or JSON as deltas complete.",
         ),
         click.option(
             "--depth",

@@ -154,7 +154,18 @@ class TableReport:
         self._output.write("".join(line.rstrip() + "\n" for line in page.getvalue().splitlines()))
 
 
-REPORTS: dict[str, Callable[[Output], Report]] = {"table": TableReport, "ndjson": NdjsonReport, "json": JsonReport}
+def _html(output: Output) -> Report:
+    from scanner.html import HtmlReport  # noqa: PLC0415 - a page and its drawings, for those who want one
+
+    return HtmlReport(output)
+
+
+REPORTS: dict[str, Callable[[Output], Report]] = {
+    "table": TableReport,
+    "ndjson": NdjsonReport,
+    "json": JsonReport,
+    "html": _html,
+}
 """The formats by their names."""
 
 

@@ -172,6 +172,7 @@ class _Work:
             self.listing.fingerprint,
             (time.perf_counter() - self.started) * 1000,
             self.examination.versions,
+            self.listing.newest,
         )
         proven = self.manifest is not None and all(file.name in self.checksums for file in self.manifest.files)
         return Judgement(verdict, self.listing, self.manifest, proven, self.by_tag)

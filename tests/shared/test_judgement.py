@@ -61,6 +61,19 @@ def test_a_healthy_delta_is_healthy_at_every_depth(
     assert stored.size == local.size > 0
 
 
+def test_a_verdict_says_when_the_newest_file_was_uploaded(
+    healthy_delta: Path, put_delta: PutDelta, store: Store, settled: Settings
+) -> None:
+    location = put_delta(healthy_delta, "d/1")
+    newest = max(file.modified for _, file in store.walk(location.bucket, location.prefix))
+    stored = judge_stored(store, location, Depth.LISTING, settled).verdict.uploaded
+    assert stored == newest
+    assert stored is not None and stored.tzinfo is UTC
+    local = judge_folder(healthy_delta, Depth.LISTING, settled).verdict.uploaded
+    assert local == datetime.fromtimestamp(max(f.stat().st_mtime for f in healthy_delta.rglob("*.*")), UTC)
+    assert judge_stored(store, DeltaLocation("deltas", "d/2/"), Depth.LISTING, settled).verdict.uploaded is None
+
+
 def test_a_listing_reads_no_object_and_a_header_two(
     flushed_delta: Path, put_delta: PutDelta, settled: Settings
 ) -> None:
