@@ -8,10 +8,12 @@ from dataclasses import replace
 from typing import Any
 
 from scanner.advice import advice_on
+from shared import notices
 from shared.chunk import Chunk, ChunkDelta
 from shared.delta import DeltaLocation, printable
-from shared.errors import DeltaguardError, StorageError
+from shared.errors import DeltaguardError, MessagingError, StorageError
 from shared.judgement import judge_stored
+from shared.messaging import current_messaging
 from shared.quarantine import latest_record
 from shared.settings import Settings
 from shared.storage import Store, current_store
@@ -85,11 +87,12 @@ def precheck(
         StorageError: The environment does not say enough to reach S3.
     """
     settings = settings or Settings.from_environment()
-    verdicts = judge_chunk(bucket, _chunk(deltas), depth=depth, store=store, settings=settings, jobs=jobs)
+    chunk = _chunk(deltas)
+    verdicts = judge_chunk(bucket, chunk, depth=depth, store=store, settings=settings, jobs=jobs)
     rejected = tuple(verdict for verdict in verdicts if verdict.status is not Status.HEALTHY)
     if rejected:
         error = ChunkRejected(rejected, len(verdicts))
-        _tell(error, settings)
+        _tell(error, chunk, settings)
         raise error
     return verdicts
 
@@ -118,10 +121,15 @@ def judge_chunk(
         return tuple(pool.map(judge, chunk.locations(bucket), chunk.deltas))
 
 
-def _tell(error: ChunkRejected, settings: Settings) -> None:
-    """Whoever wants to know of a refused chunk is told here, and nowhere else."""
+def _tell(error: ChunkRejected, chunk: Chunk, settings: Settings) -> None:
+    """Whoever wants to know of a refused chunk is told here, and nowhere else. The refusal stands without, too."""
     count(_COMPONENT, settings.stage, "ChunksRejected")
     logger.error("Chunk rejected", extra={"reason": str(error), **error.as_json()})
+    notice = notices.ChunkRejected.of(error.rejected, error.total, chunk.batch_id, chunk.chunk_index)
+    try:
+        notices.send(current_messaging(), settings, notice)
+    except MessagingError as fault:
+        logger.warning("Nobody was told of the rejected chunk", extra={"reason": str(fault)})
 
 
 def _judge(store: Store, location: DeltaLocation, said: ChunkDelta, depth: Depth, settings: Settings) -> Verdict:

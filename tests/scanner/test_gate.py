@@ -11,10 +11,13 @@ import pytest
 
 from local.damage import apply_damage
 from local.deltas import DeltaRecipe, build_delta
+from local.stack import NOTICES, LocalStack
 from scanner.gate import JOBS, ChunkRejected, precheck
+from shared import notices
 from shared.chunk import Chunk
 from shared.errors import TargetError
 from shared.judgement import judge_stored
+from shared.messaging import current_messaging
 from shared.quarantine import quarantine
 from shared.settings import Settings
 from shared.storage import Store, s3_client
@@ -92,7 +95,9 @@ def test_tagged_deltas_cost_two_requests_each_and_no_object_is_read(
     keys = [f"d/{name}" for name in range(5)]
     for key in keys:
         location = put_delta(healthy_delta, key)
-        assert respond(store, location, judge_stored(store, location, Depth.STRUCTURE, settled), settled)
+        assert respond(
+            store, current_messaging(), location, judge_stored(store, location, Depth.STRUCTURE, settled), settled
+        )
     requests: list[tuple[str, str]] = []
     watched = faults.doing(lambda request: requests.append((request.method, request.url)))
     precheck(bucket, chunk(*keys), store=watched)
@@ -176,7 +181,7 @@ def test_an_overwritten_delta_loses_its_tags_force(
     bucket: str, store: Store, healthy_delta: Path, broken_delta: Path, put_delta: PutDelta, settled: Settings
 ) -> None:
     location = put_delta(healthy_delta, "d/1")
-    respond(store, location, judge_stored(store, location, Depth.STRUCTURE, settled), settled)
+    respond(store, current_messaging(), location, judge_stored(store, location, Depth.STRUCTURE, settled), settled)
     tags = store.tags(bucket, location.key("chroma.sqlite3"))
     put_delta(broken_delta, "d/1")
     store.set_tags(bucket, location.key("chroma.sqlite3"), tags)
@@ -198,3 +203,23 @@ def test_a_delta_that_is_there_twice_is_a_clear_error(bucket: str) -> None:
 def test_a_chunk_that_was_read_before_is_taken_as_it_is(bucket: str, healthy_delta: Path, put_delta: PutDelta) -> None:
     put_delta(healthy_delta, "d/1")
     assert len(precheck(bucket, Chunk.of({"chunk_index": 3, "deltas": chunk("d/1")}))) == 1
+
+
+def test_a_refusal_is_told_on_the_bus_with_batch_and_chunk(
+    stack: LocalStack, broken_delta: Path, put_delta: PutDelta
+) -> None:
+    put_delta(broken_delta, "d/2")
+    refused = Chunk.of({"batch_id": "batch-40", "chunk_index": 40, "deltas": [{"delta_key": "d/2"}]})
+    with pytest.raises(ChunkRejected):
+        precheck("deltas", refused)
+    (event,) = stack.taken(NOTICES)
+    notice = notices.ChunkRejected.model_validate(event["detail"])
+    assert (event["detail-type"], notice.batch_id, notice.chunk_index) == ("Chunk Rejected", "batch-40", 40)
+    assert [(delta.delta, delta.status) for delta in notice.deltas] == [("s3://deltas/d/2/", Status.CORRUPT)]
+
+
+def test_a_bus_that_is_not_there_changes_no_refusal(bucket: str, broken_delta: Path, put_delta: PutDelta) -> None:
+    put_delta(broken_delta, "d/2")
+    settings = Settings(event_bus="arn:aws:events:us-east-1:123456789012:event-bus/nowhere")
+    with pytest.raises(ChunkRejected):
+        precheck(bucket, chunk("d/2"), settings=settings)
