@@ -170,10 +170,11 @@ def _usable_bytes(vector: object) -> int:
 def _metadata_ids(connection: sqlite3.Connection, collection: Collection) -> tuple[dict[str, int], list[Finding]]:
     """The ids that have a row in `embeddings`, with the number of that row."""
     rows = connection.execute(_IDS, (collection.metadata_segment,)).fetchall()
-    readable = {id_: row for row, id_ in rows if isinstance(id_, str)}
+    readable = {id_: row for row, id_ in rows if isinstance(id_, str) and isinstance(row, int)}
     if not is_text("".join(readable)):
         readable = {id_: row for id_, row in readable.items() if is_text(id_)}
     if len(readable) == len(rows):
         return readable, []
-    detail = f"{len(rows) - len(readable)} rows of embeddings in {shown(collection.name)} have an id that is no text"
+    unreadable = len(rows) - len(readable)
+    detail = f"{unreadable} rows of embeddings in {shown(collection.name)} have an id that is no text, or no number"
     return readable, [Finding("records.row_unreadable", DATABASE, detail)]

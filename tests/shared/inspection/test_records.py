@@ -133,9 +133,20 @@ def test_no_number_in_the_database_makes_the_inspection_fail(delta: Path, value:
 @pytest.mark.parametrize("value", ["CAST(X'FF' AS TEXT)", "X'00'"])
 def test_a_stored_id_that_is_not_text_is_told(delta: Path, value: str) -> None:
     findings = inspected(changed(delta, f"UPDATE embeddings SET embedding_id = {value} WHERE id = 1"))[1]
-    detail = "1 rows of embeddings in 'words' have an id that is no text"
+    detail = "1 rows of embeddings in 'words' have an id that is no text, or no number"
     assert findings[0] == Finding("records.row_unreadable", DATABASE, detail)
     assert [finding.code for finding in findings[1:]] == ["records.id_missing"]
+
+
+@pytest.mark.parametrize("value", ["'x'", "X'00'", "NULL", "1.5"])
+def test_row_numbers_of_mixed_types_are_told_and_not_compared_with_each_other(
+    flushed: Path, index: IdMap, value: str
+) -> None:
+    changed(untyped(flushed, "embeddings"), f"UPDATE embeddings SET id = {value} WHERE id % 2")
+    findings = inspected(flushed, index)[1]
+    (rows,) = asked(flushed, "SELECT count(*) FROM embeddings WHERE typeof(id) != 'integer'")
+    detail = f"{rows} rows of embeddings in 'words' have an id that is no text, or no number"
+    assert findings[0] == Finding("records.row_unreadable", DATABASE, detail)
 
 
 @pytest.mark.parametrize("sync_threshold", [1000, 20])
