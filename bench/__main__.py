@@ -20,7 +20,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from bench import gating, imports, memory, probing, structure
+from bench import gating, imports, load, memory, probing, structure
 from bench.figures import Figure, missed, table
 from bench.targets import unmeasured
 from shared.scratch import sweep_scratch
@@ -32,6 +32,7 @@ SUITES: Mapping[str, Callable[[], list[Figure]]] = {
     "gate": gating.figures,
     "memory": memory.figures,
     "import": imports.figures,
+    "load": load.figures,
 }
 """By name, in the order in which they run. A suite's figures are named `<suite>/<figure>`."""
 

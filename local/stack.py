@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import logging
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -91,6 +91,15 @@ class LocalStack:
         events.put_rule(Name=NOTICES, EventBusName=_BUS, EventPattern=json.dumps({"source": [SOURCE]}))
         events.put_targets(Rule=NOTICES, EventBusName=_BUS, Targets=[{"Id": NOTICES, "Arn": _arn(NOTICES)}])
 
+    def send(self, bodies: Iterable[Any], queue: str = DELTAS) -> None:
+        """Puts messages with these bodies in a queue, as S3 puts its events there."""
+        waiting = [json.dumps(body) for body in bodies]
+        for start in range(0, len(waiting), _BATCH):
+            entries: list[Any] = [
+                {"Id": str(number), "MessageBody": body} for number, body in enumerate(waiting[start : start + _BATCH])
+            ]
+            self._sqs.send_message_batch(QueueUrl=self._url(queue), Entries=entries)
+
     def deliver(self, handler: Handler, queue: str = DELTAS) -> Delivery | None:
         """Gives the handler one batch of a queue's messages. Returns None when the queue has none to give now."""
         received = self._receive(queue)
@@ -146,7 +155,7 @@ def running_stack(bucket: str, **settings: str) -> Iterator[LocalStack]:
     _, port = server.get_host_and_port()
     endpoint = f"http://127.0.0.1:{port}"
     try:
-        with _environment({**_ENVIRONMENT, **addresses(endpoint), **settings}):
+        with addressed(endpoint, **settings):
             yield LocalStack(endpoint, bucket)
     finally:
         server.stop()
@@ -180,11 +189,12 @@ def _rule(prefix: str, suffix: str) -> Any:
 
 
 @contextmanager
-def _environment(variables: Mapping[str, str]) -> Iterator[None]:
+def addressed(endpoint: str, **settings: str) -> Iterator[None]:
+    """An environment that leads boto3 and Deltaguard to a stack at this endpoint, with these variables besides."""
     before = dict(os.environ)
     for name in _HIDDEN:
         os.environ.pop(name, None)
-    os.environ.update(variables)
+    os.environ.update({**_ENVIRONMENT, **addresses(endpoint), **settings})
     try:
         yield
     finally:
