@@ -11,11 +11,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from shared import tags as verdict_tags
-from shared.delta import DATABASE, MANIFEST, DeltaFile, DeltaLocation, Listing, is_chroma_file
+from shared.delta import DATABASE, MANIFEST, DeltaFile, DeltaLocation, Listing, is_chroma_file, segment_of
 from shared.errors import CouldNotCheck, ObjectChanged, StorageError, faults_explained
 from shared.findings import Weight
 from shared.folder import FolderContent, check_size, checksum_of, list_folder
 from shared.inspection import Content, Examination, examine
+from shared.inspection.layout import PICKLE
 from shared.manifest import MAX_MANIFEST_BYTES, Manifest, compare_checksums, compare_collections, compare_listing
 from shared.scratch import scratch_folder
 from shared.settings import Settings
@@ -101,7 +102,7 @@ def judge_stored(
             most = settings.max_delta_bytes
             work.checksums = _stored_checksums(store, location, work.listing, work.manifest, most)
         with ExitStack() as scratch:
-            content = _StoredContent(store, location, work.listing, settings.max_delta_bytes, scratch, step)
+            content = _StoredContent(store, location, work.listing, settings.max_delta_bytes, scratch, step, work.whole)
             with step("inspect"):
                 work.examine(content, settings.probe_timeout_seconds, step)
         if awaited:
@@ -155,6 +156,11 @@ class _Work:
         except ValueError as error:
             self.observed.append(Finding("manifest.unreadable", MANIFEST, str(error)))
 
+    @property
+    def whole(self) -> bool:
+        """Whether every file is needed here, to compute a checksum of it that the store does not keep."""
+        return self.manifest is not None and any(file.name not in self.checksums for file in self.manifest.files)
+
     def examine(self, content: Content, probe_seconds: float, step: Step = nullcontext) -> None:
         if self.manifest is not None:
             self.observed += compare_listing(self.manifest, self.listing)
@@ -196,12 +202,23 @@ class _Work:
 
 
 class _StoredContent:
-    """The bytes of a delta in S3: heads by range reads, the whole of it in a scratch folder when it is asked for."""
+    """The bytes of a delta in S3: heads by range reads, a copy in a scratch folder when it is asked for.
+
+    Args:
+        whole: Whether the copy has all files of Chroma's; otherwise those are left out that nobody reads.
+    """
 
     private = True
 
     def __init__(
-        self, store: Store, location: DeltaLocation, listing: Listing, max_bytes: int, scratch: ExitStack, step: Step
+        self,
+        store: Store,
+        location: DeltaLocation,
+        listing: Listing,
+        max_bytes: int,
+        scratch: ExitStack,
+        step: Step,
+        whole: bool,
     ) -> None:
         self._store = store
         self._location = location
@@ -209,6 +226,7 @@ class _StoredContent:
         self._max_bytes = max_bytes
         self._scratch = scratch
         self._step = step
+        self._whole = whole
         self._folder: Path | None = None
 
     def head(self, name: str, length: int) -> bytes:
@@ -225,11 +243,17 @@ class _StoredContent:
 
     def _download(self, folder: Path) -> None:
         for file in self._listing.files:
-            if is_chroma_file(file.name):  # other names are never written, so none can leave the folder
+            # Other names are never written, so none can leave the folder.
+            if is_chroma_file(file.name) and (self._whole or not self._in_skeleton(file.name)):
                 target = folder / file.name
                 with faults_explained("making a scratch folder for an index"):
                     target.parent.mkdir(exist_ok=True)
                 self._store.download(self._location, file, target)
+
+    def _in_skeleton(self, name: str) -> bool:
+        """Whether a file belongs to an index without an id map: one that was never flushed, which nobody reads."""
+        segment = segment_of(name)
+        return segment is not None and f"{segment}/{PICKLE}" not in self._listing.by_name
 
 
 def _head(store: Store, location: DeltaLocation, file: DeltaFile, length: int) -> bytes:

@@ -15,7 +15,7 @@ import pytest
 from botocore.exceptions import ReadTimeoutError
 
 from local.damage import apply_damage
-from shared.delta import DATABASE, MANIFEST, DeltaLocation, Listing
+from shared.delta import DATABASE, MANIFEST, SEGMENT_FILES, DeltaLocation, Listing
 from shared.errors import TargetError
 from shared.inspection import sqlite
 from shared.judgement import judge_folder, judge_stored
@@ -373,3 +373,34 @@ def test_a_settling_delta_says_when_it_will_have_settled(
         judgement = judge_stored(store, location, Depth.LISTING, settings, await_arrival=True)
         assert judgement.verdict.status is Status.INCOMPLETE
         assert judgement.settles_at == moment
+
+
+def test_an_index_that_was_never_flushed_is_not_downloaded(
+    healthy_delta: Path, flushed_delta: Path, put_delta: PutDelta, settled: Settings
+) -> None:
+    def downloaded(folder: Path, key: str, depth: Depth) -> set[str]:
+        seen: set[str] = set()
+        store = faults.doing(lambda request: seen.add(request.url.rpartition("/")[2]))
+        location = put_delta(folder, key)
+        assert judge_stored(store, location, depth, settled).verdict.status is Status.HEALTHY
+        return {name for name in seen if "list-type" not in name}
+
+    assert downloaded(healthy_delta, "d/1", Depth.STRUCTURE) == {DATABASE}
+    assert downloaded(healthy_delta, "d/2", Depth.OPEN) == {DATABASE}
+    assert downloaded(flushed_delta, "d/3", Depth.STRUCTURE) == {DATABASE, *SEGMENT_FILES}
+
+
+def test_without_stored_checksums_every_file_of_the_manifest_is_downloaded_and_compared(
+    healthy_delta: Path, bucket: str, put_delta: PutDelta, store: Store, settled: Settings
+) -> None:
+    """Also those of an index that was never flushed, which nobody else reads."""
+    uploaded = upload_delta(healthy_delta, bucket, "d/1", settings=settled)
+    manifest = store.read(bucket, uploaded + MANIFEST, 100_000)
+    location = put_delta(healthy_delta, "d/2")
+    boto3.client("s3").put_object(Bucket=bucket, Key=location.key(MANIFEST), Body=manifest)
+    seen: set[str] = set()
+    watched = faults.doing(lambda request: seen.add(f"{request.method} {request.url.rpartition('/')[2]}"))
+    judgement = judge_stored(watched, location, Depth.STRUCTURE, settled)
+    assert judgement.verdict.status is Status.HEALTHY
+    assert judgement.checksums_proven
+    assert "GET length.bin" in seen
