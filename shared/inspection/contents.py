@@ -133,8 +133,12 @@ class OpenDelta:
         Raises:
             Unreadable, CouldNotCheck: They cannot be read.
         """
-        with _reading("its collections"):
-            return [self._described(collection) for collection in self._collections]
+        with reading("its collections"):
+            return self.described()
+
+    def described(self) -> list[StoredCollection]:
+        """The collections in the order they were given."""
+        return [self._described(collection) for collection in self._collections]
 
     def records(self, name: str, most: int = 1000, *, as_given: bool = False) -> Iterator[Records]:
         """The embeddings of a collection, at most so many at a time, so that memory stays flat.
@@ -155,7 +159,7 @@ class OpenDelta:
         if collection is None:
             raise KeyError(name)
         doing = f"the embeddings of {shown(name)}"
-        with _reading(doing):
+        with reading(doing):
             labels, flushed_to, vectors = self._index(collection)
             placement = place(self._connection, collection, labels, flushed_to)
         del labels
@@ -164,7 +168,7 @@ class OpenDelta:
             raise Unreadable(f"{len(lost)} embeddings of {shown(name)} have no vector: {some({*lost})}")
         reader = RecordReader(self._connection, self._schema, collection, placement, vectors, as_given=as_given)
         for start in range(0, len(placement.ids), most):
-            with _reading(doing):
+            with reading(doing):
                 records = reader.read(start, min(start + most, len(placement.ids)))
             yield records
 
@@ -252,23 +256,32 @@ class RecordReader:
             Unreadable: A vector has not the length that the collection says.
         """
         placement = self._placement
-        ids = placement.ids[start:end]
-        metadatas = self._metadatas(placement.rows[start:end].tolist())
-        for id_, metadata in zip(ids, metadatas, strict=True):
-            for key, value in placement.late.get(id_, {}).items() if placement.late else ():
-                if value is None:
-                    metadata.pop(key, None)
-                else:
-                    metadata[key] = value
+        metadatas = self.metadatas(start, end)
         documents = [metadata.pop(_DOCUMENT, None) for metadata in metadatas]
         return Records(
-            ids,
+            placement.ids[start:end],
             self._vectors(placement.queued[start:end], placement.labels[start:end]),
             documents,
             # A URI is told apart later than a document, so a row that has one has metadata, be they empty.
             [_public(metadata) if metadata else None for metadata in metadatas],
             [metadata.get(_URI) for metadata in metadatas],
         )
+
+    def metadatas(self, start: int, end: int) -> list[dict[str, Any]]:
+        """Their metadata, with the keys that Chroma keeps for itself (`chroma:document`, ...).
+
+        Raises:
+            sqlite3.Error: They cannot be read.
+        """
+        placement = self._placement
+        metadatas = self._metadatas(placement.rows[start:end].tolist())
+        for id_, metadata in zip(placement.ids[start:end], metadatas, strict=True):
+            for key, value in placement.late.get(id_, {}).items() if placement.late else ():
+                if value is None:
+                    metadata.pop(key, None)
+                else:
+                    metadata[key] = value
+        return metadatas
 
     def _vectors(self, queued: NDArray[np.int64], labels: NDArray[np.int64]) -> NDArray[np.float32]:
         vectors = np.empty((len(queued), self._dimension), np.float32)
@@ -290,7 +303,7 @@ class RecordReader:
 
     def _metadatas(self, rows: list[int]) -> list[dict[str, Any]]:
         metadatas: list[dict[str, Any]] = [{} for _ in rows]
-        of_row = dict(zip(rows, metadatas, strict=True))
+        of_row = dict(zip(rows, metadatas, strict=True))  # those without a row share 0, which no row has
         wanted = sorted(row for row in of_row if row)
         for row, key, *values in self._rows(self._values, wanted):
             if row in of_row:
@@ -324,7 +337,7 @@ def opened_delta(folder: Path, *, private: bool = False) -> Iterator[OpenDelta]:
         CouldNotCheck: It could not be opened for a reason outside the bytes.
     """
     with opened(folder / DATABASE, _SQL_SECONDS, lenient=False, private=private) as connection:
-        with _reading("the schema"):
+        with reading("the schema"):
             schema, findings = read_schema(connection)
             _proven(findings)
             _proven(inspect_schema(connection, schema))
@@ -344,8 +357,13 @@ def read_records(folder: Path, collection: str, most: int = 1000) -> Iterator[Re
 
 
 @contextmanager
-def _reading(what: str) -> Iterator[None]:
-    """Turns what goes wrong in the block into `Unreadable`, where the bytes are the reason."""
+def reading(what: str) -> Iterator[None]:
+    """Turns what goes wrong in the block into `Unreadable`, where the bytes are the reason.
+
+    Raises:
+        Unreadable: The bytes are not what they should be.
+        CouldNotCheck: The reason lies outside them.
+    """
     try:
         with explained(f"reading {what}") as findings:
             yield

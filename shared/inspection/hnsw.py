@@ -70,7 +70,7 @@ def inspect_index(segment: str, files: IndexFiles, dimension: int | None, *, cos
     if dimension is not None and header.dimension != dimension:
         detail = f"vectors of {header.dimension}, the collection has dimension {dimension}"
         findings.append(Finding("hnsw.dimension_mismatch", f"{segment}/header.bin", detail))
-    records = _Records(segment, header, files, cosine=cosine)
+    records = IndexRecords(segment, header, files, cosine=cosine)
     records.look()
     findings += records.findings()
     findings += _upper_levels(segment, header, files.whole("link_lists.bin"))
@@ -119,7 +119,7 @@ class _Broken:
         self.count += places.size
 
 
-class _Records:
+class IndexRecords:
     """Link counts, neighbours, vectors and labels of every level-0 record, a block at a time so that memory stays flat.
 
     Args:
@@ -268,7 +268,7 @@ def _upper_links(
     return findings
 
 
-def _labels(segment: str, records: _Records, ids: IdMap) -> list[Finding]:
+def _labels(segment: str, records: IndexRecords, ids: IdMap) -> list[Finding]:
     """Each id must have one record that is not marked as deleted, or Chroma cannot find its vector."""
     live = records.labels
     mapped = np.array(list(ids.labels.values()), np.int64).view(np.uint64)
