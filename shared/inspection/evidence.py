@@ -225,9 +225,14 @@ class _Assessment:
         links = self._stored.hnsw.get("max_neighbors")
         try:
             evidence = prove_index(
-                self._connection, collection, self._rows, self._folder / segment, damaged,
+                self._connection,
+                collection,
+                self._rows,
+                self._folder / segment,
+                damaged,
                 links if isinstance(links, int) else None,
-            )  # fmt: skip
+                alone=len([*self._folder.glob("*/data_level0.bin")]) == 1,
+            )
         except NotProven as error:
             return None, f"its index: {error}"
         return evidence, ""

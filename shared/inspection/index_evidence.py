@@ -68,6 +68,8 @@ def prove_index(
     folder: Path,
     damaged: Names[str],
     links: int | None,
+    *,
+    alone: bool,
 ) -> IndexEvidence:
     """What the index of a collection proves.
 
@@ -78,6 +80,7 @@ def prove_index(
         folder: The index's folder.
         damaged: Names of its files that a manifest says are not what they were.
         links: `max_neighbors` of the collection's settings.
+        alone: Whether the delta has no other index, so that this one can be no other's.
 
     Raises:
         NotProven: It proves nothing; the message says why.
@@ -97,9 +100,10 @@ def prove_index(
     files = IndexFiles(sizes, lambda base, start, length: read_part(folder / base, start, length))
     remarks: list[str] = []
     ids = read_id_map(folder.name, files, None)[0] if PICKLE in sizes else None
-    header = _sound_header(folder.name, files, collection.dimension)
-    if header is None:
-        header = _derived_header(files, collection.dimension, links or _DEFAULT_LINKS, ids)
+    if ids is not None and rows.keys().isdisjoint(ids.labels):
+        ids = None  # it is another index's
+    header, sound = _header(folder, files, collection.dimension, links or _DEFAULT_LINKS, ids)
+    if not sound:
         remarks.append(f"{_HEADER} worked out from the records")
     live = _proven_labels(folder.name, header, files, cosine=collection.cosine)
     flushed_to = collection.flushed_to if collection.flushed_to is not None else ids.max_seq_id if ids else None
@@ -115,9 +119,29 @@ def prove_index(
         labels = _labels_by_order(connection, collection, rows, live.tolist(), flushed_to, labels)
         remarks.append(f"{PICKLE} rebuilt from the order of rows and labels")
     compared = _compare_kept(connection, collection, labels, vectors, flushed_to)
-    if rebuilt and not compared:
-        raise NotProven(f"{PICKLE} is lost, and the queue has kept no vector that would prove another one")
+    if rebuilt and not compared and not alone:
+        raise NotProven(f"{PICKLE} is lost, and the queue has kept no vector that tells this index from the others")
     return IndexEvidence(labels, vectors, flushed_to, tuple(remarks))
+
+
+def _header(folder: Path, files: IndexFiles, dimension: int, links: int, ids: IdMap | None) -> tuple[IndexHeader, bool]:
+    """The header that agrees with the id map, and whether it is the stored one.
+
+    Raises:
+        NotProven: There is none.
+    """
+    stored = _sound_header(folder.name, files, dimension)
+    if stored is not None:
+        mapped = np.sort(np.fromiter(ids.labels.values(), np.int64, len(ids.labels))) if ids else None
+        if mapped is None or np.array_equal(mapped, IndexVectors(folder, stored, cosine=False).labels):
+            return stored, True
+        links = stored.max_links
+    try:
+        return _derived_header(files, dimension, links, ids), False
+    except NotProven:
+        if stored is None:
+            raise
+        return stored, True
 
 
 def _sound_header(segment: str, files: IndexFiles, dimension: int) -> IndexHeader | None:
@@ -129,10 +153,7 @@ def _sound_header(segment: str, files: IndexFiles, dimension: int) -> IndexHeade
     header, findings = inspect_header(segment, head, sizes)
     if findings or header is None or header.dimension != dimension:
         return None
-    if files.sizes[_DATA] < header.count * header.record_size:
-        held = files.sizes[_DATA] // header.record_size
-        raise NotProven(f"{_DATA} holds {held} of {header.count} records")
-    return header
+    return header if files.sizes[_DATA] >= header.count * header.record_size else None
 
 
 def _proven_labels(segment: str, header: IndexHeader, files: IndexFiles, *, cosine: bool) -> NDArray[np.int64]:

@@ -18,6 +18,8 @@ _TINY = np.float32(1e-30)
 class IndexVectors:
     """Reads vectors out of `data_level0.bin` by their labels, and nothing else of it into memory.
 
+    `labels` are those of all records that are not marked as deleted, sorted.
+
     Args:
         folder: The index's folder.
         header: Its header.
@@ -33,12 +35,12 @@ class IndexVectors:
         self._lengths = read_part(folder / "length.bin", 0, 4 * header.count).view("<f4") if cosine else None
         labels, slots = self._labels()
         order = np.argsort(labels)
-        self._known, self._slots = labels[order], slots[order]
+        self.labels, self._slots = labels[order], slots[order]
 
     def take(self, labels: NDArray[np.int64]) -> NDArray[np.float32]:
         """The vectors with these labels, which must all be there: one row for each, in the same order."""
         header = self._header
-        slots = self._slots[np.searchsorted(self._known, labels)]
+        slots = self._slots[np.searchsorted(self.labels, labels)]
         order = np.argsort(slots)
         vectors = np.empty((len(labels), header.dimension), np.float32)
         ordered = slots[order]
