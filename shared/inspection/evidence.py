@@ -31,7 +31,7 @@ from shared.inspection.replay import Replay
 from shared.inspection.schema import Schema, inspect_schema, read_schema
 from shared.inspection.sqlite import inspect_integrity, opened
 from shared.inspection.sysdb import Collection
-from shared.inspection.values import shown
+from shared.inspection.values import shown, some
 from shared.verdict import Finding, Status, status_of
 
 _SQL_SECONDS = 3600.0
@@ -49,6 +49,8 @@ _STAND_INS = {
     "embeddings_queue_config": ("", ""),
     "migrations": ("", ""),
 }
+_OF_ROWS = ("embeddings", "embedding_metadata", "embedding_metadata_array")
+_LISTS_SINCE = ("metadb", 6)
 _DOCUMENTS_DIFFER = """
     SELECT count(*) FROM embedding_metadata AS m JOIN embedding_fulltext_search_content AS f ON f.id = m.id
     WHERE m.key = 'chroma:document' AND f.c0 IS NOT NULL AND f.c0 != m.string_value
@@ -115,12 +117,12 @@ def gathered(folder: Path, damaged: frozenset[str]) -> Iterator[list[Evidence]]:
     with opened(folder / DATABASE, _SQL_SECONDS, lenient=False, private=True) as connection:
         try:
             with reading("the database"):
-                schema = _sound_schema(connection)
+                schema, missing = _sound_schema(connection)
                 collections = _collections(connection, schema)
                 delta = OpenDelta(folder, connection, schema, collections)
                 stored = delta.described()
                 evidence = [
-                    _Assessment(connection, schema, folder, damaged, collection, described).evidence()
+                    _Assessment(connection, schema, missing, folder, damaged, collection, described).evidence()
                     for collection, described in zip(collections, stored, strict=True)
                 ]
         except Unreadable as error:
@@ -128,13 +130,17 @@ def gathered(folder: Path, damaged: frozenset[str]) -> Iterator[list[Evidence]]:
         yield evidence
 
 
-def _sound_schema(connection: sqlite3.Connection) -> Schema:
-    """The schema of a sound database, in which tables that can be done without may be missing."""
+def _sound_schema(connection: sqlite3.Connection) -> tuple[Schema, list[str]]:
+    """The schema of a sound database, and tables of rows that it lacks. For some missing tables others stand in."""
     schema, findings = read_schema(connection)
     _refuse(findings)
     _refuse(inspect_integrity(connection))
     findings = inspect_schema(connection, schema) if "migrations" in schema.tables else []
     _refuse([finding for finding in findings if finding.code != "sqlite.table_missing"])
+    # Early versions have no table of lists; without the record of migrations nobody knows which version it was.
+    early = "migrations" in schema.tables and not schema.reached(_LISTS_SINCE)
+    expected = _OF_ROWS[:-1] if early else _OF_ROWS
+    missing = [table for table in expected if table not in schema.tables]
     for table, (columns, rows) in _STAND_INS.items():
         if table not in schema.tables and columns:
             connection.execute(f"CREATE TEMP TABLE {table} ({columns})")
@@ -148,7 +154,7 @@ def _sound_schema(connection: sqlite3.Connection) -> Schema:
         ((differing,),) = connection.execute(_DOCUMENTS_DIFFER)
         if differing:
             raise NothingProven(f"{differing} documents differ between the rows and the full-text table")
-    return schema
+    return schema, missing
 
 
 def _collections(connection: sqlite3.Connection, schema: Schema) -> list[Collection]:
@@ -172,12 +178,14 @@ class _Assessment:
         self,
         connection: sqlite3.Connection,
         schema: Schema,
+        missing: list[str],
         folder: Path,
         damaged: frozenset[str],
         collection: Collection,
         stored: StoredCollection,
     ) -> None:
         self._connection = connection
+        self._missing = missing
         self._schema = schema
         self._folder = folder
         self._damaged = damaged
@@ -192,8 +200,11 @@ class _Assessment:
 
     def evidence(self) -> Evidence:
         """By its rows if they prove the collection whole, else by its queue, else what is proven of it."""
-        index, problem = self._index()
-        why = problem or self._contradiction(index)
+        if self._missing:
+            index, why = None, f"{', '.join(self._missing)} is missing"
+        else:
+            index, problem = self._index()
+            why = problem or self._contradiction(index)
         if not why:
             return self._by_rows(index, None, "")
         if not self._queue_lacks():
@@ -296,12 +307,11 @@ class _Assessment:
         if placement.without_vector():
             raise NothingProven("an operation of the queue has lost its vector")
         evidence = self._made(placement, collection, None, "queue", (), "", ("rows and metadata taken from the queue",))
-        known = set(placement.ids)
-        strange = self._rows.keys() - known
-        if strange:
-            raise NothingProven(
-                f"{len(strange)} rows of {shown(collection.name)} have ids that the queue does not know"
-            )
+        # A row that is missing and an id of the queue that is another look the same, so either proves nothing.
+        differing = self._rows.keys() ^ set(placement.ids) if self._rows else set()
+        if differing:
+            detail = f"rows and queue of {shown(collection.name)} differ in {len(differing)} ids: {some(differing)}"
+            raise NothingProven(detail)
         self._compare_rows(evidence)
         return evidence
 
@@ -335,7 +345,7 @@ class _Assessment:
             last = np.array([touched.get(id_, -1) for id_ in placement.ids], np.int64)
             proven = (placement.queued == last) | ((placement.labels >= 0) & (last <= flushed_to))
             proven &= np.array([id_ not in placement.late for id_ in placement.ids], bool)
-            proven &= collection.dimension is not None
+            proven &= collection.dimension is not None and not self._missing
             known = {*placement.ids, *labels}
             kept = np.flatnonzero(proven)
             placement = Placement(

@@ -92,7 +92,7 @@ def test_a_table_that_the_queue_or_every_delta_holds_can_be_missing(
 def test_a_cosine_collection_comes_back_as_from_the_delta_it_was_in(tmp_path: Path) -> None:
     build_delta(tmp_path / "delta", DeltaRecipe(embeddings=50, space="cosine"))
     expected = read_delta(tmp_path / "delta")
-    execute(tmp_path / "delta", "DELETE FROM embeddings WHERE id = 7")
+    execute(tmp_path / "delta", "DELETE FROM embedding_metadata WHERE id = 7")
     salvage, target = salvaged(tmp_path / "delta")
     assert salvage.outcome == "whole"
     assert read_delta(target) == expected
@@ -201,7 +201,7 @@ def test_an_older_vector_is_never_taken_for_a_newer_one_that_is_lost(tmp_path: P
 @pytest.mark.parametrize(
     ("statement", "reason"),
     [
-        ("UPDATE embeddings_queue SET id = 'other' WHERE seq_id = 5", "the queue does not know"),
+        ("UPDATE embeddings_queue SET id = 'other' WHERE seq_id = 5", "differ in 2 ids"),
         ("UPDATE embeddings_queue SET vector = substr(vector, 5) WHERE seq_id = 5", "records.vector_length"),
         ("UPDATE embeddings_queue SET operation = 9 WHERE seq_id = 5", "records.operation_unknown"),
         ("UPDATE embedding_metadata SET string_value = 'x' WHERE key = 'chroma:document'", "documents differ"),
@@ -224,7 +224,7 @@ def test_metadata_of_rows_and_queue_may_not_differ_when_the_queue_must_prove_the
     folder = copy_of(healthy_delta)
     execute(
         folder,
-        "DELETE FROM embeddings WHERE id = 9",
+        "DELETE FROM embedding_metadata WHERE id = 9",
         "UPDATE embedding_metadata SET int_value = 77 WHERE id = 3 AND key = 'position'",
     )
     with pytest.raises(NothingProven, match="other metadata than the queue says"):
