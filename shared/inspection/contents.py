@@ -134,11 +134,7 @@ class OpenDelta:
             Unreadable, CouldNotCheck: They cannot be read.
         """
         with reading("its collections"):
-            return self.described()
-
-    def described(self) -> list[StoredCollection]:
-        """The collections in the order they were given."""
-        return [self._described(collection) for collection in self._collections]
+            return [self._described(collection) for collection in self._collections]
 
     def records(self, name: str, most: int = 1000, *, as_given: bool = False) -> Iterator[Records]:
         """The embeddings of a collection, at most so many at a time, so that memory stays flat.

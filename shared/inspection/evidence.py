@@ -120,7 +120,7 @@ def gathered(folder: Path, damaged: frozenset[str]) -> Iterator[list[Evidence]]:
                 schema, missing = _sound_schema(connection)
                 collections = _collections(connection, schema)
                 delta = OpenDelta(folder, connection, schema, collections)
-                stored = delta.described()
+                stored = delta.collections
                 evidence = [
                     _Assessment(connection, schema, missing, folder, damaged, collection, described).evidence()
                     for collection, described in zip(collections, stored, strict=True)
@@ -161,6 +161,10 @@ def _collections(connection: sqlite3.Connection, schema: Schema) -> list[Collect
     collections, findings = sysdb.read_collections(connection, schema)
     _refuse([finding for finding in findings if finding.code != "records.segment_missing"])
     _refuse(inspect_values(connection, schema, of_embeddings=True, orphans=False))
+    if schema.has("collections", "database_id"):
+        ((elsewhere,),) = connection.execute("SELECT count(*) FROM collections WHERE database_id != ?", (_DEFAULT,))
+        if elsewhere:
+            raise NothingProven(f"{elsewhere} collections are in another database than default_database")
     return collections
 
 

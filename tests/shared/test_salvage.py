@@ -207,6 +207,7 @@ def test_an_older_vector_is_never_taken_for_a_newer_one_that_is_lost(tmp_path: P
         ("UPDATE embedding_metadata SET string_value = 'x' WHERE key = 'chroma:document'", "documents differ"),
         ("DROP TABLE collection_metadata", "collection_metadata is missing"),
         ("DROP TABLE max_seq_id", "max_seq_id is missing"),
+        ("UPDATE collections SET database_id = 'other'", "records.database_missing"),
     ],
 )
 def test_a_database_whose_values_contradict_each_other_proves_nothing(
@@ -215,6 +216,17 @@ def test_a_database_whose_values_contradict_each_other_proves_nothing(
     folder = copy_of(healthy_delta)
     execute(folder, statement)
     with pytest.raises(NothingProven, match=reason):
+        proven(folder)
+
+
+def test_collections_outside_the_default_database_are_not_moved_into_it(copy_of: CopyOf, healthy_delta: Path) -> None:
+    folder = copy_of(healthy_delta)
+    execute(
+        folder,
+        "INSERT INTO databases (id, name, tenant_id) VALUES ('other', 'other', 'default_tenant')",
+        "UPDATE collections SET database_id = 'other'",
+    )
+    with pytest.raises(NothingProven, match="another database than default_database"):
         proven(folder)
 
 
