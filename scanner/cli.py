@@ -32,6 +32,11 @@ _LATER = {
         "Watch broken deltas being caught, quarantined and refused, on this machine.",
         "deltaguard[demo]",
     ),
+    "salvage": (
+        "scanner.salvage:salvage",
+        "Build a healthy delta anew from what a corrupt one still proves.",
+        "deltaguard[chroma]",
+    ),
 }
 """Commands of other modules: `module:attribute`, the line in the help, and what to install for it."""
 
