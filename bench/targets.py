@@ -16,6 +16,14 @@ TARGETS: Mapping[str, Target] = {
     "probe/fresh-500": Target("cheaper", 3),
     "memory/growth": Target("as much", 1, "MB", beyond=80),
     "import/validator": Target("below", 400, "ms"),
+    "merge/old-way": Target("cheaper", 1.5),
+    "merge/gate-tagged": Target("as much", 0.05),
+    "merge/gate": Target("as much", 0.15),
+    "refusal/time-tagged": Target("cheaper", 5),
+    "refusal/time": Target("cheaper", 2),
+    "refusal/bytes-tagged": Target("cheaper", 5),
+    "refusal/thrown-away": Target("as much", 0),
+    "merge-memory/growth": Target("below", 80, "MB"),
 }
 """By the name of the figure."""
 
