@@ -27,6 +27,7 @@ from shared.storage import Store
 from shared.verdict import Depth, Status
 from tests import faults
 from tests.compaction.conftest import Deltas, rows_of, upserted, vectors
+from tests.crash import killed_at
 from tests.samples import SAMPLES
 
 KEY = "intermediate/batch-1/chunk-0/"
@@ -275,6 +276,23 @@ def test_the_rest_of_an_attempt_that_was_killed_is_replaced(
     boto3.client("s3").put_object(Bucket=bucket, Key=f"{KEY}chroma.sqlite3", Body=b"half of it")
     run(chunk)
     assert judge_stored(store, DeltaLocation(bucket, KEY), Depth.STRUCTURE, Settings()).verdict.status is Status.HEALTHY
+
+
+@pytest.mark.slow
+def test_killed_before_any_request_nothing_looks_finished_that_is_not_and_the_next_call_completes_it(
+    chunk: Deltas, store: Store, bucket: str
+) -> None:
+    keys = [delta["delta_key"] for delta in chunk[::2]]
+    location = DeltaLocation(bucket, "intermediate/batch/chunk-0/")
+    request = 1
+    while killed_at(request, "compaction", *keys):
+        names = store.list_delta(location).by_name
+        judgement = judge_stored(store, location, Depth.STRUCTURE, Settings())
+        assert MANIFEST not in names or judgement.verdict.status is Status.HEALTHY
+        request += 5
+    assert request > 20
+    judgement = judge_stored(store, location, Depth.STRUCTURE, Settings())
+    assert [found.count for found in judgement.verdict.collections] == [12 + 9]
 
 
 @pytest.mark.slow
