@@ -36,7 +36,9 @@ DIMENSION = 1536
 def stocked(embeddings: int, seed: int = 0) -> Path:
     """A delta with so many embeddings in one collection. It is shared: read it, and open none but a copy with Chroma.
 
-    Another seed gives other ids, vectors and texts.
+    Args:
+        embeddings: How many.
+        seed: Of its content; another seed gives other ids.
 
     Raises:
         RuntimeError: It could not be made.

@@ -37,6 +37,11 @@ _LATER = {
         "Build a healthy delta anew from what a corrupt one still proves.",
         "deltaguard[chroma]",
     ),
+    "reproduce": (
+        "local.incident:reproduce",
+        "Have the chunk-40 incident happen on this machine, as it was and as it is now.",
+        "deltaguard[demo]",
+    ),
 }
 """Commands of other modules: `module:attribute`, the line in the help, and what to install for it."""
 
