@@ -130,6 +130,11 @@ class _Work:
     by_tag: bool = False
     started: float = field(default_factory=time.perf_counter)
 
+    @property
+    def checksums_proven(self) -> bool:
+        """Whether every file of a manifest was compared by its checksum."""
+        return self.manifest is not None and all(file.name in self.checksums for file in self.manifest.files)
+
     def read_manifest(self, read: Callable[[int], bytes]) -> None:
         if MANIFEST not in self.listing.by_name:
             return
@@ -145,7 +150,7 @@ class _Work:
         # What the manifest proves needs no second opinion from Chroma, but the structure tells where the damage sits.
         proven = status_of(self.observed) is Status.CORRUPT
         depth = Depth.STRUCTURE if proven and self.depth is Depth.OPEN else self.depth
-        self.examination = examine(self.listing, content, depth, probe_seconds)
+        self.examination = examine(self.listing, content, depth, probe_seconds, proven=self.checksums_proven)
         self.observed += self.examination.observed
         if self.manifest is not None and self.depth.includes(Depth.STRUCTURE):
             self._compare_contents(self.manifest, content)
@@ -173,8 +178,7 @@ class _Work:
             (time.perf_counter() - self.started) * 1000,
             self.examination.versions,
         )
-        proven = self.manifest is not None and all(file.name in self.checksums for file in self.manifest.files)
-        return Judgement(verdict, self.listing, self.manifest, proven, self.by_tag)
+        return Judgement(verdict, self.listing, self.manifest, self.checksums_proven, self.by_tag)
 
 
 class _StoredContent:

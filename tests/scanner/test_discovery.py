@@ -56,13 +56,17 @@ def prefixes(store: Store, bucket: str, prefix: str = "", skip: tuple[str, ...] 
     return [found.location.prefix for found in find_stored(store, bucket, prefix, skip)]
 
 
+def folders(root: Path) -> list[Path]:
+    return [found.path for found in find_folders(root)]
+
+
 @given(layouts, noises)
 @settings(max_examples=60, deadline=None)
 def test_folders_found_are_exactly_those_planted(layout: dict[str, set[str]], noise: set[tuple[str, str]]) -> None:
     with tempfile.TemporaryDirectory() as scratch:
         root = Path(scratch)
         write(root, *keys_of(layout, noise))
-        assert sorted(find_folders(root)) == sorted(root / place for place in layout)
+        assert sorted(folders(root)) == sorted(root / place for place in layout)
 
 
 _case = itertools.count()
@@ -102,7 +106,7 @@ def test_a_million_objects_need_no_more_memory_than_a_few() -> None:
                 yield key, DeltaFile(key, 1, "e", modified)
 
     tracemalloc.start()
-    found = sum(len(folder.listing().files) for folder in _deltas(objects(), ""))
+    found = sum(len(folder.listing().files) for folder, _ in _deltas(objects(), ""))
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert found == 1_000_000
@@ -111,7 +115,7 @@ def test_a_million_objects_need_no_more_memory_than_a_few() -> None:
 
 def test_a_delta_found_late_among_too_many_objects_has_no_listing() -> None:
     keys = [f"a/{number:04}.txt" for number in range(300)] + ["a/chroma.sqlite3"]
-    (folder,) = _deltas(((key, DeltaFile(key, 1, "e", datetime.now(UTC))) for key in keys), "")
+    ((folder, _),) = _deltas(((key, DeltaFile(key, 1, "e", datetime.now(UTC))) for key in keys), "")
     assert (folder.prefix, folder.listing()) == ("a/", None)
 
 
@@ -144,14 +148,14 @@ def test_a_missing_bucket_is_told_apart(store: Store) -> None:
 
 def test_a_folder_can_be_the_delta_itself(tmp_path: Path) -> None:
     write(tmp_path, "chroma.sqlite3", "below/chroma.sqlite3")
-    assert list(find_folders(tmp_path)) == [tmp_path / "below", tmp_path]
+    assert folders(tmp_path) == [tmp_path / "below", tmp_path]
 
 
 def test_links_are_not_followed(tmp_path: Path) -> None:
     write(tmp_path, "outside/x/chroma.sqlite3", "inside/y/chroma.sqlite3")
     (tmp_path / "inside" / "link").symlink_to(tmp_path / "outside")
     (tmp_path / "inside" / "loop").symlink_to(tmp_path / "inside")
-    assert list(find_folders(tmp_path / "inside")) == [tmp_path / "inside" / "y"]
+    assert folders(tmp_path / "inside") == [tmp_path / "inside" / "y"]
 
 
 def test_a_folder_that_cannot_be_listed_is_told(tmp_path: Path) -> None:
@@ -162,14 +166,14 @@ def test_a_folder_that_cannot_be_listed_is_told(tmp_path: Path) -> None:
 
 
 def test_folders_may_be_deeper_than_python_recurses(tmp_path: Path) -> None:
-    folders = [tmp_path]
+    made = [tmp_path]
     try:
         for _ in range(sys.getrecursionlimit() + 100):
-            folders.append(folders[-1] / "d")
-            folders[-1].mkdir()
-        write(folders[-1], "chroma.sqlite3")
-        assert list(find_folders(tmp_path)) == [folders[-1]]
+            made.append(made[-1] / "d")
+            made[-1].mkdir()
+        write(made[-1], "chroma.sqlite3")
+        assert folders(tmp_path) == [made[-1]]
     finally:  # pytest cannot remove them: shutil.rmtree recurses
-        (folders[-1] / "chroma.sqlite3").unlink()
-        for folder in reversed(folders[1:]):
+        (made[-1] / "chroma.sqlite3").unlink()
+        for folder in reversed(made[1:]):
             folder.rmdir()
