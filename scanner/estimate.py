@@ -52,6 +52,7 @@ class Estimate:
         stored: How many bytes these have.
         requests: To S3, by kind.
         transferred: Bytes that are read, from S3 or from disk.
+        sent: How many of them S3 sends.
     """
 
     depth: Depth
@@ -61,6 +62,7 @@ class Estimate:
     stored: int = 0
     requests: Counter[str] = field(default_factory=Counter)
     transferred: int = 0
+    sent: int = 0
 
     def listed(self, keys: int) -> None:
         """Takes in the listing of this many keys below one place in S3, and the look whether that is there."""
@@ -78,6 +80,7 @@ class Estimate:
         asked, read = needs(listing, self.depth)
         self.transferred += read
         if isinstance(delta, FoundDelta):
+            self.sent += read
             self.requests += asked
             self.requests["GET tags"] += self.asks_tags and self.depth.includes(Depth.STRUCTURE)
 
@@ -90,12 +93,12 @@ class Estimate:
     @property
     def internet_dollars(self) -> float:
         """What the bytes cost on top, where the scan does not run within AWS."""
-        return self.transferred * INTERNET_DOLLARS
+        return self.sent * INTERNET_DOLLARS
 
     def seconds(self, jobs: int, cpus: int) -> float:
         """How long it takes with this many checks at once, as a cautious guess: S3 or the CPUs, whichever is slower."""
         listed = self.requests["LIST"]
-        asking = (self.requests.total() - listed) * REQUEST_SECONDS + self.transferred / STREAM_BYTES_A_SECOND
+        asking = (self.requests.total() - listed) * REQUEST_SECONDS + self.sent / STREAM_BYTES_A_SECOND
         checking = self.deltas * _CPU_SECONDS[self.depth] + self.transferred / _CPU_BYTES_A_SECOND
         return max(listed * REQUEST_SECONDS, asking / jobs, checking / cpus)
 
@@ -156,7 +159,7 @@ def needs(listing: Listing, depth: Depth) -> tuple[Counter[str], int]:
     asked: Counter[str] = Counter()
     read = 0
     if MANIFEST in listing.by_name:
-        asked["GET"] += 1
+        asked["GET range"] += 1
         asked["HEAD"] += len(listing.files)
         read += listing.by_name[MANIFEST].size
     if depth.includes(Depth.HEADER) and DATABASE in listing.by_name:

@@ -46,7 +46,7 @@ class Share:
 
 @dataclass(frozen=True, slots=True)
 class Budget:
-    """As many items as have this many bytes together, those with the smallest hashes."""
+    """As many items as have this many bytes together, those with the smallest hashes; none that is larger alone."""
 
     size: int
 
@@ -57,7 +57,8 @@ class Budget:
         for number, item in enumerate(items):
             if (order := _hash(item.name)) >= limit:
                 continue
-            size = size_of(item)
+            if (size := size_of(item)) > self.size:
+                continue
             heapq.heappush(kept, (-order, number, size, item))
             total += size
             while total > self.size:

@@ -148,7 +148,8 @@ def scan(targets: Sequence[str], options: Options) -> int:
         tally = run.of(tasks, None if options.depth is Depth.LISTING else count)
     code = tally.exit_code()
     if not tally.total and not code:
-        click.echo("no deltas found", err=True)
+        narrowed = options.subset is not None or options.newer_than is not None
+        click.echo("no deltas found" + " that are wanted" * narrowed, err=True)
     return code
 
 

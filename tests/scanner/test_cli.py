@@ -22,6 +22,8 @@ from shared.delta import DATABASE
 from shared.storage import Store
 from tests.scanner.test_report import FORMATS
 
+SERVERS = ("moto", "rclone")
+
 ROOT = Path(__file__).resolve().parents[2]
 
 

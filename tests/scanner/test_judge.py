@@ -9,6 +9,8 @@ from shared.delta import DeltaLocation
 from shared.settings import Settings
 from shared.verdict import Depth, Status
 
+SERVERS = ("moto", "rclone")
+
 
 def test_a_stored_delta_that_is_gone_is_undetermined(bucket: str) -> None:
     verdict = Judge(Depth.STRUCTURE, Settings())(DeltaLocation(bucket, "deltas/gone/"))
