@@ -33,13 +33,13 @@ DIMENSION = 1536
 """Of all vectors that are measured: what the common embedding models give."""
 
 
-def stocked(embeddings: int) -> Path:
+def stocked(embeddings: int, dimension: int = DIMENSION) -> Path:
     """A delta with so many embeddings in one collection. It is shared: read it, and open none but a copy with Chroma.
 
     Raises:
         RuntimeError: It could not be made.
     """
-    recipe = DeltaRecipe(embeddings=embeddings, dimension=DIMENSION)
+    recipe = DeltaRecipe(embeddings=embeddings, dimension=dimension)
     # Not `deltaguard-...`: that is what the sweep of abandoned scratch folders removes.
     stock = Path(tempfile.gettempdir()) / f"bench-deltas-{os.getuid()}"
     stock.mkdir(mode=0o700, exist_ok=True)

@@ -14,6 +14,12 @@ TARGETS: Mapping[str, Target] = {
     "structure-5000/bytes": Target("as much", 1.6),
     "probe/fresh-50": Target("cheaper", 3),
     "probe/fresh-500": Target("cheaper", 3),
+    "scan-moto/listing": Target("as much", 1.111),
+    "scan-moto/header": Target("as much", 1.176),
+    "scan-moto/structure": Target("cheaper", 20),
+    "scan-rclone/listing": Target("as much", 1.111),
+    "scan-rclone/header": Target("as much", 1.176),
+    "scan-rclone/structure": Target("cheaper", 20),
     "memory/growth": Target("as much", 1, "MB", beyond=80),
     "import/validator": Target("below", 400, "ms"),
 }

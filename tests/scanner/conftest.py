@@ -15,7 +15,7 @@ from typing import Any
 import boto3
 import pytest
 
-from local.foreign import rclone
+from local.servers import rclone
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
@@ -28,8 +28,8 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 @pytest.fixture(scope="session")
 def rclone_server() -> Iterator[tuple[str, Path]]:
     """The URL of the server, and the folder that holds its buckets."""
-    with tempfile.TemporaryDirectory() as folder, rclone(Path(folder)) as url:
-        yield url, Path(folder)
+    with tempfile.TemporaryDirectory() as folder, rclone(Path(folder)) as server:
+        yield server.url, Path(folder)
 
 
 @pytest.fixture

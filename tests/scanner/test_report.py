@@ -93,6 +93,15 @@ def test_the_table_tells_every_defect_in_full_below(path: Path) -> None:
     ) in text
 
 
+@pytest.mark.slow
+def test_the_table_of_very_many_shows_the_first_of_each_status(path: Path) -> None:
+    verdicts = [Verdict(f"s3://bucket/{number:04}/", Depth.LISTING, CORRUPT.observed) for number in range(1003)]
+    text = report("table", path, *verdicts, HEALTHY)
+    assert text.count("  sqlite.truncated  chroma.sqlite3") == 1000
+    assert "\n3 more corrupt are not shown; ndjson and json have them\n" in text
+    assert "1,003 corrupt" in " ".join(text.split())
+
+
 def test_the_table_ends_with_a_summary(path: Path) -> None:
     text = report("table", path, HEALTHY, NOTED, CORRUPT)
     assert "1 note on 1 delta;" in text
