@@ -15,9 +15,10 @@ from rich.filesize import decimal
 
 from scanner.discovery import FoundDelta, Walk
 from scanner.supply import Found, listing_of
-from shared.delta import DATABASE, MANIFEST, DeltaFile, Listing, is_chroma_file
+from shared.delta import DATABASE, MANIFEST, DeltaFile, Listing
 from shared.inspection.layout import PICKLE, segments_in
 from shared.inspection.sqlite import HEADER_BYTES
+from shared.judgement import files_needed
 from shared.verdict import Depth
 
 PAGE = 1000
@@ -122,12 +123,13 @@ class Estimate:
     def as_text(self, jobs: int, cpus: int) -> str:
         """The estimate for people."""
         kinds = ", ".join(f"{number:,} {kind}" for kind, number in sorted(self.requests.items()) if number)
+        outside = self.dollars + self.internet_dollars
         lines = (
             ("depth", self.depth.value),
             ("deltas", f"{self.deltas:,} with {self.objects:,} files, {decimal(self.stored)}"),
             ("requests", f"{self.requests.total():,}" + (f" ({kinds})" if kinds else "")),
             ("bytes read", decimal(self.transferred)),
-            ("price", f"${self.dollars:,.4f} within the region, ${self.dollars + self.internet_dollars:,.4f} outside"),
+            ("price", f"{_dollars(self.dollars)} within the region, {_dollars(outside)} from outside AWS"),
             ("", f"({PRICE_SOURCE})"),
             ("time", f"at most about {_duration(self.seconds(jobs, cpus))}, {jobs} at once on {cpus} CPUs"),
         )
@@ -162,18 +164,21 @@ def needs(listing: Listing, depth: Depth) -> tuple[Counter[str], int]:
         asked["GET range"] += 1
         asked["HEAD"] += len(listing.files)
         read += listing.by_name[MANIFEST].size
-    if depth.includes(Depth.HEADER) and DATABASE in listing.by_name:
+    if depth is Depth.HEADER and DATABASE in listing.by_name:
         asked["GET range"] += 1
         read += HEADER_BYTES
-    if depth is Depth.HEADER and any(PICKLE in sizes for sizes in segments_in(listing).values()):
-        proven = MANIFEST in listing.by_name
-        asked["GET range"] += not proven
-        read += 0 if proven else HEADER_BYTES
+        if MANIFEST not in listing.by_name and any(PICKLE in sizes for sizes in segments_in(listing).values()):
+            asked["GET range"] += 1
+            read += HEADER_BYTES
     if depth.includes(Depth.STRUCTURE):
-        files = [file for file in listing.files if is_chroma_file(file.name)]
-        asked["GET"] += len(files)
+        files = files_needed(listing, skeletons=depth is Depth.OPEN or MANIFEST in listing.by_name)
+        asked["GET"] += sum(file.size > 0 for file in files)
         read += sum(file.size for file in files)
     return asked, read
+
+
+def _dollars(amount: float) -> str:
+    return f"${amount:,.2f}" if amount >= 0.01 else "less than $0.01"
 
 
 def _duration(length: float) -> str:

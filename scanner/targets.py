@@ -53,12 +53,12 @@ def require_objects(store: Store, location: DeltaLocation) -> None:
         TargetError: There is no such bucket, or nothing below the prefix.
     """
     try:
-        first = next(store.walk(location.bucket, location.prefix), None)
+        found = store.holds(location.bucket, location.prefix)
     except ObjectGone as error:
         raise _no_bucket(location.bucket) from error
     except StorageError:
         return
-    if first is None:
+    if not found:
         raise TargetError(f"{location.uri}: nothing lies there")
 
 
@@ -70,7 +70,7 @@ def require_bucket(store: Store, root: StoredRoot) -> None:
         StorageError: It cannot be listed.
     """
     try:
-        next(store.walk(root.bucket, root.prefix), None)
+        store.holds(root.bucket, root.prefix)
     except ObjectGone as error:
         raise _no_bucket(root.bucket) from error
 

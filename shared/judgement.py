@@ -11,11 +11,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from shared import tags as verdict_tags
-from shared.delta import DATABASE, MANIFEST, DeltaLocation, Listing, is_chroma_file
+from shared.delta import DATABASE, MANIFEST, DeltaFile, DeltaLocation, Listing, is_chroma_file, segment_of
 from shared.errors import CouldNotCheck, ObjectChanged, StorageError, faults_explained
 from shared.findings import Weight
 from shared.folder import FolderContent, check_size, checksum_of, list_folder
 from shared.inspection import Content, Examination, examine
+from shared.inspection.layout import PICKLE, segments_in
 from shared.manifest import MAX_MANIFEST_BYTES, Manifest, compare_checksums, compare_collections, compare_listing
 from shared.scratch import scratch_folder
 from shared.settings import Settings
@@ -86,7 +87,10 @@ def judge_stored(
             most = settings.max_delta_bytes
             work.checksums = _stored_checksums(store, location, work.listing, work.manifest, most)
         with ExitStack() as scratch:
-            content = _StoredContent(store, location, work.listing, settings.max_delta_bytes, scratch)
+            whole = depth is Depth.OPEN or work.manifest is not None
+            needed = files_needed(work.listing, skeletons=whole)
+            content = _StoredContent(store, location, work.listing, settings.max_delta_bytes, scratch, needed)
+            content.in_full = depth.includes(Depth.STRUCTURE)
             work.examine(content, settings.probe_timeout_seconds)
         if awaited:
             work.observed = _excused(work.observed, awaited)
@@ -181,39 +185,79 @@ class _Work:
         return Judgement(verdict, self.listing, self.manifest, self.checksums_proven, self.by_tag)
 
 
+def files_needed(listing: Listing, *, skeletons: bool) -> tuple[DeltaFile, ...]:
+    """The files that a look at the structure downloads: those that Chroma reads.
+
+    Args:
+        listing: The delta's files.
+        skeletons: Whether also those of an index without an id map: such an index was never flushed, Chroma overwrites
+            it, and only Chroma itself and a manifest's checksums ask for its bytes.
+    """
+    flushed = {segment for segment, sizes in segments_in(listing).items() if skeletons or PICKLE in sizes}
+    return tuple(
+        file
+        for file in listing.files
+        if is_chroma_file(file.name) and ((segment := segment_of(file.name)) is None or segment in flushed)
+    )
+
+
 class _StoredContent:
-    """The bytes of a delta in S3: heads by range reads, the whole of it in a scratch folder when it is asked for."""
+    """The bytes of a delta in S3: heads by range reads, all that is needed in a scratch folder when it is asked for."""
 
     private = True
+    in_full = False
+    """Whether the folder will be asked for, so that the head of a file is better read from it."""
 
     def __init__(
-        self, store: Store, location: DeltaLocation, listing: Listing, max_bytes: int, scratch: ExitStack
+        self,
+        store: Store,
+        location: DeltaLocation,
+        listing: Listing,
+        max_bytes: int,
+        scratch: ExitStack,
+        needed: tuple[DeltaFile, ...],
     ) -> None:
         self._store = store
         self._location = location
         self._listing = listing
         self._max_bytes = max_bytes
         self._scratch = scratch
+        self._needed = needed
         self._folder: Path | None = None
+        self._here: set[str] = set()
 
     def head(self, name: str, length: int) -> bytes:
         file = self._listing.by_name[name]
         if not file.size:
             return b""
+        if self.in_full and self._listing.size <= self._max_bytes:
+            with faults_explained(f"reading {name}"), self._fetched(file).open("rb") as local:
+                return local.read(length)
         return self._store.read(self._location.bucket, self._location.key(name), length, file.etag)
 
     def folder(self) -> Path:
+        check_size(self._listing, self._max_bytes)
+        for file in self._needed:  # other names are never written, so none can leave the folder
+            self._fetched(file)
+        return self._place
+
+    @property
+    def _place(self) -> Path:
         if self._folder is None:
-            check_size(self._listing, self._max_bytes)
-            folder = self._scratch.enter_context(scratch_folder())
-            for file in self._listing.files:
-                if is_chroma_file(file.name):  # other names are never written, so none can leave the folder
-                    target = folder / file.name
-                    with faults_explained("making a scratch folder for an index"):
-                        target.parent.mkdir(exist_ok=True)
-                    self._store.download(self._location, file, target)
-            self._folder = folder
+            self._folder = self._scratch.enter_context(scratch_folder())
         return self._folder
+
+    def _fetched(self, file: DeltaFile) -> Path:
+        target = self._place / file.name
+        if file.name not in self._here:
+            with faults_explained(f"making a place for {file.name} in a scratch folder"):
+                target.parent.mkdir(exist_ok=True)
+                if not file.size:
+                    target.touch()
+            if file.size:
+                self._store.download(self._location, file, target)
+            self._here.add(file.name)
+        return target
 
 
 def _tagged_healthy(store: Store, location: DeltaLocation, listing: Listing, depth: Depth) -> bool:

@@ -9,6 +9,7 @@ import os
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime
+from email.utils import parsedate_to_datetime
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, cast
@@ -98,6 +99,17 @@ class Store:
             if not page.get("IsTruncated"):
                 return
             token = {"ContinuationToken": page["NextContinuationToken"]}
+
+    def holds(self, bucket: str, prefix: str) -> bool:
+        """Whether there is any object below a prefix.
+
+        Raises:
+            ObjectGone: There is no such bucket.
+            StorageError: The request failed.
+        """
+        request = {"Bucket": bucket, "Prefix": prefix, "MaxKeys": 1}
+        page = self._call("listing", f"s3://{bucket}/{prefix}", self._client.list_objects_v2, request)
+        return bool(page.get("Contents"))
 
     def head(self, bucket: str, key: str) -> StoredObject:
         """Size, ETag, version and stored checksum of an object.
@@ -333,17 +345,19 @@ def s3_client() -> S3Client:
     Raises:
         StorageError: The environment does not say enough to make one (no region, a broken profile, ...).
     """
-    config = Config(
-        retries={"mode": "standard", "total_max_attempts": 5},
-        connect_timeout=5,
-        read_timeout=60,
-        max_pool_connections=64,
-        # A range read may carry the whole object's checksum, which botocore would compare with the part's.
-        response_checksum_validation="when_required",
-    )
     try:
         core = get_session()
         core.get_component("response_parser_factory").set_parser_defaults(timestamp_parser=_moment)
+        config = Config(
+            # S3's access logs show who it was. Made once: botocore would put its own together twice a request.
+            user_agent=f"deltaguard {core.user_agent()}",
+            retries={"mode": "standard", "total_max_attempts": 5},
+            connect_timeout=5,
+            read_timeout=60,
+            max_pool_connections=64,
+            # A range read may carry the whole object's checksum, which botocore would compare with the part's.
+            response_checksum_validation="when_required",
+        )
         return boto3.Session(botocore_session=core).client("s3", config=config)
     except (BotoCoreError, ValueError) as error:
         raise StorageError("check.storage", f"making an S3 client: {error}", type(error).__name__) from error
@@ -352,9 +366,11 @@ def s3_client() -> S3Client:
 def _moment(text: str) -> datetime:
     """A time in an answer. A listing has one for each object, and botocore's own parser takes half of its cost."""
     try:
+        if text.endswith(" GMT"):
+            return parsedate_to_datetime(text)
         if "T" in text:
             return datetime.fromisoformat(text)
-    except (TypeError, ValueError):
+    except (AttributeError, TypeError, ValueError):
         pass
     return parse_timestamp(text)
 
