@@ -6,8 +6,9 @@ import hashlib
 import os
 from pathlib import Path
 
-from shared.delta import DeltaFile, DeltaLocation, is_chroma_file
+from shared.delta import DeltaFile, DeltaLocation
 from shared.errors import ObjectChanged, faults_explained
+from shared.remote import files_needed
 from shared.storage import Store
 
 
@@ -36,7 +37,7 @@ class Checkout(Store):
             os.link(target, kept)
 
     def checked_out(self, location: DeltaLocation, fingerprint: str) -> Path:
-        """A folder with all of Chroma's files of a delta. What was kept is not downloaded again.
+        """A folder with the files of a delta that are ever read. What was kept is not downloaded again.
 
         Args:
             location: The delta.
@@ -51,9 +52,7 @@ class Checkout(Store):
         if listing.fingerprint != fingerprint:
             raise ObjectChanged("check.changed", "it was changed after the gate had judged it", "Fingerprint")
         folder = self._of(location) / "delta"
-        for file in listing.files:
-            if not is_chroma_file(file.name):
-                continue
+        for file in files_needed(listing):
             kept, target = self._kept(location, file), folder / file.name
             with faults_explained(f"making a folder for {location.uri}"):
                 target.parent.mkdir(parents=True, exist_ok=True)

@@ -4,30 +4,25 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from contextlib import AbstractContextManager, ExitStack, nullcontext
+from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from shared import tags as verdict_tags
-from shared.delta import DATABASE, MANIFEST, DeltaFile, DeltaLocation, Listing, is_chroma_file, segment_of
-from shared.errors import CouldNotCheck, ObjectChanged, StorageError, faults_explained
+from shared.delta import DATABASE, MANIFEST, DeltaLocation, Listing, is_chroma_file
+from shared.errors import CouldNotCheck, ObjectChanged, StorageError
 from shared.findings import Weight
 from shared.folder import FolderContent, check_size, checksum_of, list_folder
 from shared.inspection import Content, Examination, examine
-from shared.inspection.layout import PICKLE
 from shared.manifest import MAX_MANIFEST_BYTES, Manifest, compare_checksums, compare_collections, compare_listing
-from shared.scratch import scratch_folder
+from shared.remote import RemoteContent, Step, read_head
 from shared.settings import Settings
 from shared.verdict import Depth, Finding, Status, Verdict, abridged, status_of
 
 if TYPE_CHECKING:  # a local check needs no boto3
     from shared.storage import Store
-
-
-Step = Callable[[str], AbstractContextManager[Any]]
-"""Opens a block around one step (`list`, `download`, `inspect`, `probe`), such as a trace of it."""
 
 
 def clock() -> datetime:
@@ -92,7 +87,7 @@ def judge_stored(
         if trust_tags and _tagged_healthy(store, location, work.listing, depth):
             work.by_tag = True
             return work.judgement()
-        work.read_manifest(lambda length: _head(store, location, work.listing.by_name[MANIFEST], length))
+        work.read_manifest(lambda length: read_head(store, location, work.listing.by_name[MANIFEST], length))
         awaited = _awaited(work.listing, work.manifest, settings, clock())
         if awaited and await_arrival:
             work.observed += awaited
@@ -102,7 +97,17 @@ def judge_stored(
             most = settings.max_delta_bytes
             work.checksums = _stored_checksums(store, location, work.listing, work.manifest, most)
         with ExitStack() as scratch:
-            content = _StoredContent(store, location, work.listing, settings.max_delta_bytes, scratch, step, work.whole)
+            content = RemoteContent(
+                store,
+                location,
+                work.listing,
+                settings.max_delta_bytes,
+                scratch,
+                step,
+                # A checksum that the store does not keep is computed here, of every file.
+                whole=work.manifest is not None and not work.checksums_proven,
+                in_full=depth.includes(Depth.STRUCTURE),
+            )
             with step("inspect"):
                 work.examine(content, settings.probe_timeout_seconds, step)
         if awaited:
@@ -148,6 +153,11 @@ class _Work:
     settles_at: datetime | None = None
     started: float = field(default_factory=time.perf_counter)
 
+    @property
+    def checksums_proven(self) -> bool:
+        """Whether every file of a manifest was compared by its checksum."""
+        return self.manifest is not None and all(file.name in self.checksums for file in self.manifest.files)
+
     def read_manifest(self, read: Callable[[int], bytes]) -> None:
         if MANIFEST not in self.listing.by_name:
             return
@@ -156,11 +166,6 @@ class _Work:
         except ValueError as error:
             self.observed.append(Finding("manifest.unreadable", MANIFEST, str(error)))
 
-    @property
-    def whole(self) -> bool:
-        """Whether every file is needed here, to compute a checksum of it that the store does not keep."""
-        return self.manifest is not None and any(file.name not in self.checksums for file in self.manifest.files)
-
     def examine(self, content: Content, probe_seconds: float, step: Step = nullcontext) -> None:
         if self.manifest is not None:
             self.observed += compare_listing(self.manifest, self.listing)
@@ -168,7 +173,8 @@ class _Work:
         # What the manifest proves needs no second opinion from Chroma, but the structure tells where the damage sits.
         proven = status_of(self.observed) is Status.CORRUPT
         depth = Depth.STRUCTURE if proven and self.depth is Depth.OPEN else self.depth
-        self.examination = examine(self.listing, content, depth, probe_seconds, step)
+        proven_bytes = self.checksums_proven
+        self.examination = examine(self.listing, content, depth, probe_seconds, step, proven=proven_bytes)
         self.observed += self.examination.observed
         if self.manifest is not None and self.depth.includes(Depth.STRUCTURE):
             self._compare_contents(self.manifest, content)
@@ -197,75 +203,7 @@ class _Work:
             self.examination.versions,
             self.listing.newest,
         )
-        proven = self.manifest is not None and all(file.name in self.checksums for file in self.manifest.files)
-        return Judgement(verdict, self.listing, self.manifest, proven, self.by_tag, self.settles_at)
-
-
-class _StoredContent:
-    """The bytes of a delta in S3: heads by range reads, a copy in a scratch folder when it is asked for.
-
-    Args:
-        whole: Whether the copy has all files of Chroma's; otherwise those are left out that nobody reads.
-    """
-
-    private = True
-
-    def __init__(
-        self,
-        store: Store,
-        location: DeltaLocation,
-        listing: Listing,
-        max_bytes: int,
-        scratch: ExitStack,
-        step: Step,
-        whole: bool,
-    ) -> None:
-        self._store = store
-        self._location = location
-        self._listing = listing
-        self._max_bytes = max_bytes
-        self._scratch = scratch
-        self._step = step
-        self._whole = whole
-        self._folder: Path | None = None
-
-    def head(self, name: str, length: int) -> bytes:
-        return _head(self._store, self._location, self._listing.by_name[name], length)
-
-    def folder(self) -> Path:
-        if self._folder is None:
-            check_size(self._listing, self._max_bytes)
-            folder = self._scratch.enter_context(scratch_folder())
-            with self._step("download"):
-                self._download(folder)
-            self._folder = folder
-        return self._folder
-
-    def _download(self, folder: Path) -> None:
-        for file in self._listing.files:
-            # Other names are never written, so none can leave the folder.
-            if is_chroma_file(file.name) and (self._whole or not self._in_skeleton(file.name)):
-                target = folder / file.name
-                with faults_explained("making a scratch folder for an index"):
-                    target.parent.mkdir(exist_ok=True)
-                self._store.download(self._location, file, target)
-
-    def _in_skeleton(self, name: str) -> bool:
-        """Whether a file belongs to an index without an id map: one that was never flushed, which nobody reads."""
-        segment = segment_of(name)
-        return segment is not None and f"{segment}/{PICKLE}" not in self._listing.by_name
-
-
-def _head(store: Store, location: DeltaLocation, file: DeltaFile, length: int) -> bytes:
-    """The first bytes of a listed file. A connection that breaks in their midst looks like an end of the object."""
-    if not file.size:
-        return b""
-    data = store.read(location.bucket, location.key(file.name), length, file.etag)
-    expected = min(length, file.size)
-    if len(data) != expected:
-        detail = f"reading {location.uri}{file.name}: {len(data)} of {expected} bytes came"
-        raise StorageError("check.storage", detail, "IncompleteBody")
-    return data
+        return Judgement(verdict, self.listing, self.manifest, self.checksums_proven, self.by_tag, self.settles_at)
 
 
 def _tagged_healthy(store: Store, location: DeltaLocation, listing: Listing, depth: Depth) -> bool:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
-from typing import Any
+from typing import Any, Self
 
 from shared.findings import CATALOGUE, Weight
 
@@ -157,6 +157,25 @@ class Verdict:
             "versions": self.versions,
             "uploaded_at": self.uploaded and f"{self.uploaded:%Y-%m-%dT%H:%M:%SZ}",
         }
+
+    @classmethod
+    def from_json(cls, line: Mapping[str, Any]) -> Self:
+        """The verdict that `as_json` gave.
+
+        Raises:
+            KeyError: Something is missing, or a code is not in the catalogue.
+            TypeError: A finding or a collection has another shape.
+        """
+        return cls(
+            line["delta"],
+            Depth(line["depth"]),
+            tuple(Finding(**finding) for finding in (*line["findings"], *line["notes"])),
+            tuple(CollectionCount(**collection) for collection in line["collections"]),
+            line["bytes"],
+            line["fingerprint"],
+            line["duration_ms"],
+            line["versions"],
+        )
 
 
 def abridged(findings: list[Finding]) -> list[Finding]:

@@ -59,6 +59,8 @@ def examine(
     depth: Depth,
     probe_seconds: float,
     step: Callable[[str], AbstractContextManager[Any]] = nullcontext,
+    *,
+    proven: bool = False,
 ) -> Examination:
     """Examines a delta up to `depth`. It goes no further once something is proven that the next depth stands on.
 
@@ -72,6 +74,7 @@ def examine(
         depth: How far to go.
         probe_seconds: Time limit of one Chroma probe, at depth `open`.
         step: Put around the probe (`probe`); by default nothing is.
+        proven: Whether a manifest proves every byte, so that depth `header` need not look at an index as well.
 
     Returns:
         The findings. What could not be checked is among them, as a `check.*` finding; nothing is raised for it.
@@ -86,7 +89,7 @@ def examine(
         if depth.includes(Depth.HEADER) and not _blocked(observed):
             database = content.head(DATABASE, sqlite.HEADER_BYTES)
             observed += sqlite.inspect_header(database, listing.by_name[DATABASE].size)
-            if depth is Depth.HEADER:
+            if depth is Depth.HEADER and not proven:
                 suspicions += _suspect_index(listing, content)
         if (suspicions or depth.includes(Depth.STRUCTURE)) and not _blocked(observed):
             folder = content.folder()

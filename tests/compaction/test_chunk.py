@@ -313,7 +313,7 @@ def test_an_intermediate_of_other_deltas_is_replaced(chunk: Deltas, stored: Stor
         (("b", -1, [{"delta_key": "a/b"}], {}), "chunk_index -1"),
         (("b", True, [{"delta_key": "a/b"}], {}), "chunk_index True"),
         (("b", 0, [], {}), "no deltas"),
-        (("b", 0, [{"delta_id": "b"}], {}), "delta_key: Field required"),
+        (("b", 0, [{"delta_id": "b"}], {}), "delta_key: this field is missing"),
         (("b", 0, [{"delta_key": "a/b"}], {"words": [{"delta_key": "a/c"}]}), "name different deltas, such as 'a/b'"),
         (("b", 0, [{"delta_key": "a/b"}], {"words": "a/b"}), "is not a list of deltas"),
         (("b", 0, [{"delta_key": "a/b"}], ["words"]), "deltas_by_collection is a list"),
