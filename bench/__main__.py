@@ -20,7 +20,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from bench import imports, memory, probing, structure
+from bench import gating, imports, load, memory, merging, probing, scanning, structure
 from bench.figures import Figure, missed, table
 from bench.targets import unmeasured
 from shared.scratch import sweep_scratch
@@ -29,8 +29,15 @@ SUITES: Mapping[str, Callable[[], list[Figure]]] = {
     "structure-500": structure.small,
     "structure-5000": structure.large,
     "probe": probing.figures,
+    "scan-moto": scanning.moto_figures,
+    "scan-rclone": scanning.rclone_figures,
+    "gate": gating.figures,
     "memory": memory.figures,
     "import": imports.figures,
+    "load": load.figures,
+    "merge": merging.whole,
+    "refusal": merging.refusal,
+    "merge-memory": merging.memory,
 }
 """By name, in the order in which they run. A suite's figures are named `<suite>/<figure>`."""
 

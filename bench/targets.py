@@ -14,8 +14,23 @@ TARGETS: Mapping[str, Target] = {
     "structure-5000/bytes": Target("as much", 1.6),
     "probe/fresh-50": Target("cheaper", 3),
     "probe/fresh-500": Target("cheaper", 3),
+    "gate/tagged": Target("cheaper", 50),
+    "scan-moto/listing": Target("as much", 1.111),
+    "scan-moto/header": Target("as much", 1.176),
+    "scan-moto/structure": Target("cheaper", 20),
+    "scan-rclone/listing": Target("as much", 1.111),
+    "scan-rclone/header": Target("as much", 1.176),
+    "scan-rclone/structure": Target("cheaper", 20),
     "memory/growth": Target("as much", 1, "MB", beyond=80),
     "import/validator": Target("below", 400, "ms"),
+    "merge/old-way": Target("cheaper", 1.5),
+    "merge/gate-tagged": Target("as much", 0.05),
+    "merge/gate": Target("as much", 0.15),
+    "refusal/time-tagged": Target("cheaper", 5),
+    "refusal/time": Target("cheaper", 2),
+    "refusal/bytes-tagged": Target("cheaper", 5),
+    "refusal/thrown-away": Target("as much", 0),
+    "merge-memory/growth": Target("as much", 4, "MB", beyond=80),
 }
 """By the name of the figure."""
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 import sqlite3
 from collections.abc import Callable
+from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ import click
 
 from scanner.program import LaterCommand, Program
 from scanner.scan import MAX_JOBS
+from scanner.selection import moment, seconds, subset
 from shared.verdict import RULES, Depth
 
 _EXIT_STATUS = """\b
@@ -20,14 +22,26 @@ Exit status:
   0    every delta is healthy
   1    a delta is corrupt or incomplete
   2    the command line, a target or a setting is wrong; nothing was checked
-  3    none is corrupt or incomplete, but not everything could be checked
+  3    none is corrupt or incomplete, but not everything was or could be checked
   130  interrupted (Ctrl-C); the summary tells what was checked until then
 """
 
 _LATER = {
+    "inspect": ("scanner.closeup:inspect", "Draw one delta, and where its damage sits.", "deltaguard"),
+    "gate": ("scanner.admission:gate", "Tell whether a chunk may be merged, and what to do if not.", "deltaguard"),
     "demo": (
         "local.demo:demo",
         "Watch broken deltas being caught, quarantined and refused, on this machine.",
+        "deltaguard[demo]",
+    ),
+    "salvage": (
+        "scanner.salvage:salvage",
+        "Build a healthy delta anew from what a corrupt one still proves.",
+        "deltaguard[chroma]",
+    ),
+    "reproduce": (
+        "local.incident:reproduce",
+        "Have the chunk-40 incident happen on this machine, as it was and as it is now.",
         "deltaguard[demo]",
     ),
 }
@@ -57,7 +71,7 @@ def _print_version(ctx: click.Context, _: click.Parameter, wanted: bool) -> None
 def cli() -> None:
     """Find corrupt Chroma deltas before a compaction does.
 
-    A delta is one Chroma directory, in S3 or on disk. Nothing that is checked is ever changed.
+    A delta is one Chroma directory, in S3 or on disk. Nothing is ever changed but with --quarantine.
     """
 
 
@@ -65,53 +79,126 @@ for _name, (_target, _help, _extra) in _LATER.items():
     cli.add_command(LaterCommand(_name, _target, _help, _extra))
 
 
-def _judging_options(command: Callable[..., None]) -> Callable[..., None]:
-    """The argument and the options that `check` and `scan` share."""
-    for decorate in (
-        click.option(
-            "--jobs",
-            type=click.IntRange(1, MAX_JOBS),
-            help="Deltas judged at once.  [default: 4 per CPU; 1 per CPU with --depth open]",
-        ),
-        click.option(
-            "--output", type=click.Path(path_type=Path), metavar="FILE", help="Write the results there, not to stdout."
-        ),
-        click.option(
-            "--format",
-            type=click.Choice(["table", "ndjson", "json"]),
-            default="table",
-            show_default=True,
-            help="A table for people, at the end; or JSON as deltas complete, which suits any number of them.",
-        ),
-        click.option(
-            "--depth",
-            type=click.Choice([depth.value for depth in Depth]),
-            default=Depth.STRUCTURE.value,
-            show_default=True,
-            callback=lambda _ctx, _parameter, value: Depth(value),
-            help="How far to go: names and sizes; also file headers; also every byte; also Chroma itself.",
-        ),
-        click.argument("targets", nargs=-1, required=True, metavar="TARGET..."),
-    ):
-        command = decorate(command)
-    return command
+_Command = Callable[..., None]
+
+_targets = click.argument("targets", nargs=-1, required=True, metavar="TARGET...")
+_depth = click.option(
+    "--depth",
+    type=click.Choice([depth.value for depth in Depth]),
+    default=Depth.STRUCTURE.value,
+    show_default=True,
+    callback=lambda _ctx, _parameter, value: Depth(value),
+    help="How far to go: names and sizes; also file headers; also every byte; also Chroma itself.",
+)
+_output = click.option(
+    "--output", type=click.Path(path_type=Path), metavar="FILE", help="Write the results there, not to stdout."
+)
+_jobs = click.option(
+    "--jobs",
+    type=click.IntRange(1, MAX_JOBS),
+    help="Deltas judged at once; fewer while S3 asks to slow down.  [default: 4 per CPU; 1 per CPU with --depth open]",
+)
+_no_cache = click.option(
+    "--no-cache", is_flag=True, help="Judge also what carries the tag of an earlier, healthy verdict on the same bytes."
+)
+
+
+def _readable(parse: Callable[[str], object]) -> Callable[[click.Context, click.Parameter, str | None], str | None]:
+    """A callback that lets only such text pass as can be parsed."""
+
+    def callback(_ctx: click.Context, _parameter: click.Parameter, text: str | None) -> str | None:
+        if text is not None:
+            try:
+                parse(text)
+            except ValueError as error:
+                raise click.BadParameter(str(error)) from None
+        return text
+
+    return callback
+
+
+def _together(*options: Callable[[_Command], _Command]) -> Callable[[_Command], _Command]:
+    """Several options as one decorator; the help shows them in this order."""
+
+    def decorate(command: _Command) -> _Command:
+        for option in reversed(options):
+            command = option(command)
+        return command
+
+    return decorate
+
+
+_judging = _together(
+    _targets,
+    _depth,
+    click.option(
+        "--format",
+        type=click.Choice(["table", "ndjson", "json", "junit", "html"]),
+        default="table",
+        show_default=True,
+        help="A table for people, at the end; JSON as deltas complete, which suits any number of them; JUnit XML for "
+        "CI; or a page for the browser.",
+    ),
+    _output,
+    _jobs,
+    _no_cache,
+    click.option("--quarantine", is_flag=True, help="Move each corrupt delta in S3 into quarantine, and say where to."),
+    click.option("--dry-run", is_flag=True, help="With --quarantine: say what would be moved, and touch nothing."),
+)
+_choosing = _together(
+    click.option(
+        "--subset",
+        metavar="PART",
+        callback=_readable(subset),
+        help="Only a part, the same in every run and spread over all prefixes: the second of ten (2/10), a share (5%), "
+        "or as many as have some bytes together (2G).",
+    ),
+    click.option(
+        "--newer-than",
+        metavar="WHEN",
+        callback=_readable(lambda text: moment(text, datetime.now(UTC))),
+        help="Only deltas with a file modified since then: 7d, 12h, or a date such as 2026-11-25.",
+    ),
+)
+
+
+def _require_sense(options: dict[str, Any]) -> None:
+    if options["dry_run"] and not options["quarantine"]:
+        raise click.UsageError("--dry-run goes with --quarantine: nothing else would be changed")
+    resume, output = options.get("resume"), options["output"]
+    if resume is not None and output is not None and resume.absolute() == output.absolute():
+        raise click.UsageError("--resume and --output name the same file")
 
 
 @cli.command(epilog=_EXIT_STATUS)
-@_judging_options
+@_judging
 @click.pass_context
 def check(ctx: click.Context, /, targets: tuple[str, ...], **options: Any) -> None:
     """Judge exactly the given deltas.
 
     A TARGET is s3://bucket/prefix or a local folder, and is one delta. To find the deltas below a prefix, use `scan`.
     """
+    _require_sense(options)
     from scanner import session  # noqa: PLC0415 - half a second that neither help nor usage errors should wait for
 
     ctx.exit(session.check(targets, session.Options(**options)))
 
 
 @cli.command(epilog=_EXIT_STATUS)
-@_judging_options
+@_judging
+@_choosing
+@click.option(
+    "--max-duration",
+    metavar="TIME",
+    callback=_readable(seconds),
+    help="Begin no check after that time: 90s, 10m, 2h. What is left makes exit status 3.",
+)
+@click.option(
+    "--resume",
+    type=click.Path(path_type=Path, dir_okay=False),
+    metavar="FILE",
+    help="Keep what was done in FILE, and go on where the same scan stopped. The report is that of all its runs.",
+)
 @click.pass_context
 def scan(ctx: click.Context, /, targets: tuple[str, ...], **options: Any) -> None:
     """Find the deltas at and below the given places, and judge them.
@@ -119,9 +206,31 @@ def scan(ctx: click.Context, /, targets: tuple[str, ...], **options: Any) -> Non
     A TARGET is s3://bucket, s3://bucket/prefix or a local folder. Quarantined deltas are left out, unless TARGET lies
     in the quarantine itself. No delta found is no error.
     """
+    _require_sense(options)
     from scanner import session  # noqa: PLC0415 - as in `check`
 
     ctx.exit(session.scan(targets, session.Options(**options)))
+
+
+@cli.command()
+@_targets
+@_depth
+@click.option(
+    "--format", type=click.Choice(["table", "json"]), default="table", show_default=True, help="For people, or JSON."
+)
+@_output
+@_jobs
+@_no_cache
+@_choosing
+@click.pass_context
+def estimate(ctx: click.Context, /, targets: tuple[str, ...], **options: Any) -> None:
+    """Tell what a scan would take: requests, bytes, dollars, time.
+
+    It lists the TARGETs as `scan` does, once, and reads no object.
+    """
+    from scanner import session  # noqa: PLC0415 - as in `check`
+
+    ctx.exit(session.estimate(targets, session.Options(**options)))
 
 
 def main() -> None:

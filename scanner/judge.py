@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import threading
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from scanner.discovery import FoundDelta
-from shared.delta import DeltaLocation
-from shared.errors import TargetError
-from shared.judgement import judge_folder, judge_stored
+from scanner.discovery import FoundDelta, FoundFolder
+from shared.delta import DATABASE, DeltaLocation, Listing
+from shared.errors import ObjectGone, StorageError, TargetError
+from shared.judgement import Judgement, judge_folder, judge_stored
 from shared.settings import Settings
 from shared.verdict import Depth, Finding, Status, Verdict
 
 if TYPE_CHECKING:
     from shared.storage import Store
 
+Delta = DeltaLocation | FoundDelta | FoundFolder | Path
+"""What can be judged: a place in S3 or on disk, as the user named it or with what its discovery brought to light."""
 
 _STALE = ("check.changed", "check.gone")  # the delta is not the one that was listed when it was found
 
@@ -25,11 +28,16 @@ class Judge:
     Args:
         depth: How far to go.
         settings: Caps, time limits and settle time.
+        trust_tags: Whether a `healthy` tag that belongs to exactly the objects that lie there is an answer. It is asked
+            for where the check would read whole objects: up to depth `header`, asking costs as much as looking.
     """
 
-    def __init__(self, depth: Depth, settings: Settings) -> None:
+    def __init__(self, depth: Depth, settings: Settings, *, trust_tags: bool = False) -> None:
         self.depth = depth
         self.settings = settings
+        self._trust_tags = trust_tags and depth.includes(Depth.STRUCTURE)
+        self._tagging: dict[str, bool] = {}
+        self._asking = threading.Lock()
 
     @property
     def store(self) -> Store:
@@ -42,20 +50,49 @@ class Judge:
 
         return current_store()
 
-    def __call__(self, delta: DeltaLocation | FoundDelta | Path) -> Verdict:
+    def __call__(self, delta: Delta) -> Verdict:
         """The verdict on a delta that was there a moment ago. One that is gone is `undetermined`, not corrupt."""
+        return self.judgement(delta).verdict
+
+    def judgement(self, delta: Delta) -> Judgement:
+        """The same with what it stands on."""
+        if isinstance(delta, FoundFolder):
+            delta = delta.path
         if isinstance(delta, Path):
             try:
-                return judge_folder(delta, self.depth, self.settings).verdict
+                return judge_folder(delta, self.depth, self.settings)
             except TargetError as error:
                 return self._gone(str(delta), str(error))
         location, listing = (delta.location, delta.listing) if isinstance(delta, FoundDelta) else (delta, None)
-        judgement = judge_stored(self.store, location, self.depth, self.settings, listing=listing)
+        judgement = self._judge(location, listing)
         if listing is not None and any(finding.code in _STALE for finding in judgement.verdict.findings):
-            judgement = judge_stored(self.store, location, self.depth, self.settings)
+            judgement = self._judge(location, None)
         if judgement.listing.files or judgement.verdict.status is Status.UNDETERMINED:
-            return judgement.verdict
+            return judgement
         return self._gone(location.uri, f"{location.uri}: nothing lies there any more")
 
-    def _gone(self, delta: str, detail: str) -> Verdict:
-        return Verdict(delta, self.depth, (Finding("check.gone", "", detail),))
+    def _judge(self, location: DeltaLocation, listing: Listing | None) -> Judgement:
+        trust = self._trust_tags and self._keeps_tags(location)
+        return judge_stored(self.store, location, self.depth, self.settings, trust_tags=trust, listing=listing)
+
+    def _keeps_tags(self, location: DeltaLocation) -> bool:
+        """Whether tags can be read in this bucket, asked once: some stores have none, and take long to say so."""
+        if location.bucket in self._tagging:
+            return self._tagging[location.bucket]
+        with self._asking:
+            if location.bucket not in self._tagging:
+                try:
+                    self.store.tags(location.bucket, location.key(DATABASE))
+                except ObjectGone:
+                    return True  # a delta without a database says nothing about tags
+                except StorageError as error:
+                    if error.code == "check.throttled":
+                        return True
+                    self._tagging[location.bucket] = False
+                else:
+                    self._tagging[location.bucket] = True
+        return self._tagging[location.bucket]
+
+    def _gone(self, delta: str, detail: str) -> Judgement:
+        verdict = Verdict(delta, self.depth, (Finding("check.gone", "", detail),))
+        return Judgement(verdict, Listing(()), None, checksums_proven=False, by_tag=False)

@@ -1,4 +1,4 @@
-"""Verdicts as text: a table for people, ndjson and JSON for programs.
+"""Verdicts as text: a table for people, ndjson and JSON for programs, and where to find the other formats.
 
 Names inside a delta are whatever its writer chose. JSON escapes all but ASCII, and the table shows nothing but
 printable characters, so none of them reaches a terminal as a control sequence or is read as markup.
@@ -10,6 +10,7 @@ import json
 import os
 import sys
 from collections.abc import Callable, Iterable
+from importlib import import_module
 from io import StringIO
 from pathlib import Path
 from typing import IO, Protocol, Self
@@ -33,6 +34,7 @@ _STYLES = {
     Status.UNDETERMINED: "magenta",
     Status.HEALTHY: "green",
 }
+_SHOWN_OF_A_STATUS = 1000
 _LONGEST = 8192  # an S3 key of 1,024 characters, each of them escaped, is still shown whole
 
 
@@ -125,19 +127,27 @@ class JsonReport:
 
 
 class TableReport:
-    """A table, worst first, then every defect in full and a summary. It needs all verdicts before it can begin."""
+    """A table, worst first, then every defect in full and a summary. It needs all verdicts before it can begin.
+
+    Of each status no more than the first 1,000 verdicts are kept and shown: nobody reads more of them, and a scan of
+    millions would fill the memory.
+    """
 
     def __init__(self, output: Output) -> None:
         self._output = output
-        self._verdicts: list[Verdict] = []
+        self._verdicts: dict[Status, list[Verdict]] = {status: [] for status in _WORST_FIRST}
+        self._noted = 0
 
     def add(self, verdict: Verdict) -> None:
         """Keeps one verdict until the end."""
-        self._verdicts.append(verdict)
+        self._noted += bool(verdict.notes)
+        kept = self._verdicts[verdict.status]
+        if len(kept) < _SHOWN_OF_A_STATUS:
+            kept.append(verdict)
 
     def finish(self, tally: Tally) -> None:
         """Writes the table, the defects and the summary."""
-        ordered = sorted(self._verdicts, key=lambda v: (_WORST_FIRST.index(v.status), v.delta))
+        ordered = [v for kept in self._verdicts.values() for v in sorted(kept, key=lambda v: v.delta)]
         page = StringIO()
         terminal = self._output.stream.isatty()
         console = Console(file=page, force_terminal=terminal, highlight=False, markup=False, emoji=False)
@@ -147,14 +157,33 @@ class TableReport:
             if verdict.findings:
                 _print_defects(console, verdict)
         if tally.notes:
-            noted = sum(1 for verdict in ordered if verdict.notes)
-            notes = f"\n{_counted(tally.notes, 'note')} on {_counted(noted, 'delta')}; ndjson and json have them"
-            console.print(Text(notes, "dim"))
+            noted = f"{_counted(tally.notes, 'note')} on {_counted(self._noted, 'delta')}"
+            console.print(Text(f"\n{noted}; ndjson and json have them", "dim"))
+        for status, kept in self._verdicts.items():
+            if more := tally.counts[status] - len(kept):
+                console.print(Text(f"\n{more:,} more {status} are not shown; ndjson and json have them", "dim"))
         console.print(_summary(tally))
         self._output.write("".join(line.rstrip() + "\n" for line in page.getvalue().splitlines()))
 
 
-REPORTS: dict[str, Callable[[Output], Report]] = {"table": TableReport, "ndjson": NdjsonReport, "json": JsonReport}
+def _later(target: str) -> Callable[[Output], Report]:
+    """A format of another module, `module:class`, imported when it is used and not before."""
+
+    def make(output: Output) -> Report:
+        module, _, name = target.partition(":")
+        report: Report = getattr(import_module(module), name)(output)
+        return report
+
+    return make
+
+
+REPORTS: dict[str, Callable[[Output], Report]] = {
+    "table": TableReport,
+    "ndjson": NdjsonReport,
+    "json": JsonReport,
+    "junit": _later("scanner.junit:JunitReport"),
+    "html": _later("scanner.html:HtmlReport"),
+}
 """The formats by their names."""
 
 
@@ -201,14 +230,12 @@ def _print_defects(console: Console, verdict: Verdict) -> None:
 
 
 def _summary(tally: Tally) -> Text:
-    seconds = tally.as_json()["duration_ms"] / 1000
     parts: Iterable[Text] = (
         Text(f"{tally.counts[status]:,} {status.value}", _STYLES[status] if tally.counts[status] else "dim")
         for status in reversed(_WORST_FIRST)
     )
-    head = f"\n{_counted(tally.total, 'delta')}, {decimal(tally.size)}, {seconds:.1f} s: "
-    ends = ["; interrupted"] * tally.interrupted + ["; not everything could be listed"] * tally.unfinished
-    return Text.assemble(head, Text(", ").join(parts), *ends)
+    head = f"\n{_counted(tally.total, 'delta')}, {decimal(tally.size)}, {tally.seconds:.1f} s: "
+    return Text.assemble(head, Text(", ").join(parts), *(f"; {reservation}" for reservation in tally.reservations))
 
 
 def _counted(number: int, noun: str) -> str:

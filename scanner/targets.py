@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from scanner.discovery import FoundDelta, find_stored
+from scanner.discovery import Bookmark, FoundDelta, Walk, find_stored
 from shared.delta import DeltaLocation, parse_s3_uri
 from shared.errors import ObjectGone, StorageError, TargetError
 from shared.settings import Settings
@@ -53,12 +53,12 @@ def require_objects(store: Store, location: DeltaLocation) -> None:
         TargetError: There is no such bucket, or nothing below the prefix.
     """
     try:
-        first = next(store.walk(location.bucket, location.prefix), None)
+        found = store.holds(location.bucket, location.prefix)
     except ObjectGone as error:
         raise _no_bucket(location.bucket) from error
     except StorageError:
         return
-    if first is None:
+    if not found:
         raise TargetError(f"{location.uri}: nothing lies there")
 
 
@@ -70,20 +70,28 @@ def require_bucket(store: Store, root: StoredRoot) -> None:
         StorageError: It cannot be listed.
     """
     try:
-        next(store.walk(root.bucket, root.prefix), None)
+        store.holds(root.bucket, root.prefix)
     except ObjectGone as error:
         raise _no_bucket(root.bucket) from error
 
 
-def deltas_below(store: Store, root: StoredRoot, settings: Settings) -> Iterator[FoundDelta]:
+def deltas_below(
+    store: Walk, root: StoredRoot, settings: Settings, since: Bookmark | None = None
+) -> Iterator[FoundDelta]:
     """The deltas at and below a place in S3, without those in quarantine unless the place lies in it.
+
+    Args:
+        store: Where the place is.
+        root: The place.
+        settings: Where quarantine is.
+        since: The bookmark of a delta: only those that come behind it.
 
     Raises:
         StorageError: The listing failed.
     """
     bucket, quarantine = settings.quarantine_of(root.bucket)
     inside = bucket == root.bucket and not root.prefix.startswith(quarantine)
-    return find_stored(store, root.bucket, root.prefix, (quarantine,) if inside else ())
+    return find_stored(store, root.bucket, root.prefix, (quarantine,) if inside else (), since)
 
 
 def _is_uri(target: str) -> bool:

@@ -13,7 +13,15 @@ from shared.errors import TargetError
 MAX_CHUNK_BYTES = 64 * 1024 * 1024
 """Bytes of the largest chunks file that is read."""
 
+_DELTAS = dict.fromkeys(("deltas", "delta_results", "chunk_deltas"))  # names that callers have for the same
 _PROBLEMS_SHOWN = 5
+_WORDS = {
+    "extra_forbidden": "there is no such field",
+    "missing": "this field is missing",
+    "model_type": "an object is needed here",
+}
+_KINDS = {dict: "an object without chunks", str: "a text", int: "a number", float: "a number", type(None): "null"}
+_LONGEST_KEY = 1024  # bytes of UTF-8, https://docs.aws.amazon.com/AmazonS3/latest/userguide/object-keys.html
 _Count = Annotated[int, Field(ge=0)]
 
 
@@ -37,22 +45,21 @@ class ChunkDelta(BaseModel):
     @field_validator("delta_key")
     @classmethod
     def _names_a_delta(cls, key: str) -> str:
-        parts = key.strip("/").split("/")
-        if not key.strip("/") or "" in parts:
+        parts = key.removesuffix("/").split("/")
+        if "" in parts or len(key.encode("utf-8", "surrogatepass")) > _LONGEST_KEY or not _is_utf8(key):
             raise ValueError(f"{printable(key)!r} is not the prefix of a delta, such as words/delta/0f3a")
         if len(parts) == 1:
             raise ValueError(f"{printable(key)!r} is only a prefix; a delta lies below one, such as words/delta/0f3a")
         if delta_prefix_of(key) is not None:
             raise ValueError(f"{printable(key)!r} is a file of a delta; give {printable(key.rpartition('/')[0])}")
-        return key.strip("/")
+        return key.removesuffix("/")
 
     @model_validator(mode="after")
     def _agrees_with_itself(self) -> Self:
         name = self.delta_key.rpartition("/")[2]
         if self.delta_id is not None and self.delta_id != name:
-            raise ValueError(
-                f"{printable(self.delta_key)!r} is only a prefix, or belongs to another delta than {self.delta_id!r}"
-            )
+            key, id_ = printable(self.delta_key), printable(self.delta_id)
+            raise ValueError(f"{key!r} is only a prefix, or that of another delta than {id_!r}")
         return self
 
 
@@ -69,7 +76,7 @@ class Chunk(BaseModel):
 
     batch_id: str | None = None
     chunk_index: _Count | None = None
-    deltas: tuple[ChunkDelta, ...] = Field(validation_alias=AliasChoices("deltas", "delta_results", "chunk_deltas"))
+    deltas: tuple[ChunkDelta, ...] = Field(validation_alias=AliasChoices(*_DELTAS))
 
     @field_validator("deltas")
     @classmethod
@@ -108,17 +115,22 @@ def chunks_in(data: bytes) -> list[Any]:
     Raises:
         TargetError: It is no such list, or larger than may be read.
     """
-    if len(data) > MAX_CHUNK_BYTES:
-        raise TargetError(f"a chunks file of more than {MAX_CHUNK_BYTES} bytes is not read")
-    try:
-        chunks = json.loads(data)
-    except (ValueError, RecursionError) as error:
-        raise TargetError(f"not JSON: {printable(str(error), 200)}") from error
-    if isinstance(chunks, dict) and isinstance(chunks.get("chunks"), list):
-        chunks = chunks["chunks"]
-    if not isinstance(chunks, list):
-        raise TargetError(f"a chunks file holds a list of chunks, this one a {type(chunks).__name__}")
-    return chunks
+    return _listed(_parsed(data))
+
+
+def chunk_in(data: bytes, index: int | None) -> Chunk:
+    """The chunk that a file tells of: with an index, one of a chunks file; without, the file is the chunk itself.
+
+    Raises:
+        TargetError: There is none, it is not a chunk, or an index is needed to tell which.
+    """
+    value = _parsed(data)
+    if index is not None:
+        return chunk_at(_listed(value), index)
+    several = value.get("chunks") if isinstance(value, dict) else value
+    if isinstance(several, list) and any(_looks_like_chunk(one) for one in several):
+        raise TargetError(f"this is a chunks file of {len(several)} chunks: say which of them, by its index")
+    return Chunk.of(value)
 
 
 def chunk_at(chunks: list[Any], index: int) -> Chunk:
@@ -137,12 +149,41 @@ def chunk_at(chunks: list[Any], index: int) -> Chunk:
     return Chunk.of(chunks[index])
 
 
+def _parsed(data: bytes) -> Any:
+    if len(data) > MAX_CHUNK_BYTES:
+        raise TargetError(f"a chunks file of more than {MAX_CHUNK_BYTES} bytes is not read")
+    try:
+        return json.loads(data)
+    except (ValueError, RecursionError) as error:
+        raise TargetError(f"not JSON: {printable(str(error), 200)}") from error
+
+
+def _listed(value: Any) -> list[Any]:
+    chunks = value.get("chunks") if isinstance(value, dict) else value
+    if not isinstance(chunks, list):
+        raise TargetError(f"a chunks file holds a list of chunks, this one {_KINDS.get(type(value), 'something else')}")
+    return chunks
+
+
+def _looks_like_chunk(value: Any) -> bool:
+    return isinstance(value, list) or (isinstance(value, dict) and not _DELTAS.keys().isdisjoint(value))
+
+
+def _is_utf8(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def _told(error: ValidationError) -> str:
     """The first problems of a value, each with its place."""
     problems = error.errors(include_url=False, include_input=False, include_context=False)
     told = []
     for problem in problems[:_PROBLEMS_SHOWN]:
         where = ".".join(str(part) for part in problem["loc"])
-        told.append(f"{where}: {problem['msg']}" if where else problem["msg"])
+        what = _WORDS.get(problem["type"]) or problem["msg"].removeprefix("Value error, ")
+        told.append(f"{where}: {what}" if where else what)
     more = len(problems) - _PROBLEMS_SHOWN
     return printable("; ".join(told), 800) + (f"; and {more} more" if more > 0 else "")

@@ -6,7 +6,7 @@ import hashlib
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime
 from functools import cached_property
 
 from shared.errors import TargetError
@@ -71,8 +71,8 @@ class Listing:
 
     @property
     def newest(self) -> datetime | None:
-        """When the last file arrived, or None for an empty listing."""
-        return max((file.modified for file in self.files), default=None)
+        """When the last file arrived, in UTC, or None for an empty listing."""
+        return max((file.modified.astimezone(UTC) for file in self.files), default=None)
 
 
 @dataclass(frozen=True, slots=True)

@@ -101,6 +101,8 @@ CATALOGUE: dict[str, FindingKind] = {
     "chroma.content_differs": FindingKind(_P, "Chroma returns other content than the delta's bytes hold."),
     # found in quarantine
     "quarantine.held": FindingKind(_P, "The delta was found corrupt earlier and lies in quarantine."),
+    # found by the gate
+    "chunk.content_differs": FindingKind(_U, "A healthy delta holds other than its chunk says."),
     # could not check
     "check.storage": FindingKind(_U, "A request to the object store failed."),
     "check.access_denied": FindingKind(_U, "The object store refused access."),

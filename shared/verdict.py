@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from datetime import datetime
 from enum import StrEnum
-from typing import Any
+from typing import Any, Self
 
 from shared.findings import CATALOGUE, Weight
 
@@ -108,6 +109,7 @@ class Verdict:
         fingerprint: Of the listing that was judged.
         duration_ms: Wall time of the check in milliseconds.
         versions: Versions that bear on the outcome: `rules`, `sqlite`, and `chromadb` when it was asked.
+        uploaded: When its newest file was last modified, in UTC; None where that is not known.
     """
 
     delta: str
@@ -118,6 +120,7 @@ class Verdict:
     fingerprint: str = ""
     duration_ms: float = 0.0
     versions: dict[str, str] = field(default_factory=dict)
+    uploaded: datetime | None = None
 
     @property
     def status(self) -> Status:
@@ -140,7 +143,7 @@ class Verdict:
         return "; ".join(f"{f.code}: {f.detail}" for f in self.findings)
 
     def as_json(self) -> dict[str, Any]:
-        """One line of the ndjson contract, with `notes` and `versions` besides what it promises."""
+        """One line of the ndjson contract, with `notes`, `versions`, `uploaded_at` besides what it promises."""
         return {
             "delta": self.delta,
             "status": self.status.value,
@@ -152,7 +155,27 @@ class Verdict:
             "fingerprint": self.fingerprint,
             "duration_ms": round(self.duration_ms, 3),
             "versions": self.versions,
+            "uploaded_at": self.uploaded and f"{self.uploaded:%Y-%m-%dT%H:%M:%SZ}",
         }
+
+    @classmethod
+    def from_json(cls, line: Mapping[str, Any]) -> Self:
+        """The verdict that `as_json` gave.
+
+        Raises:
+            KeyError: Something is missing, or a code is not in the catalogue.
+            TypeError: A finding or a collection has another shape.
+        """
+        return cls(
+            line["delta"],
+            Depth(line["depth"]),
+            tuple(Finding(**finding) for finding in (*line["findings"], *line["notes"])),
+            tuple(CollectionCount(**collection) for collection in line["collections"]),
+            line["bytes"],
+            line["fingerprint"],
+            line["duration_ms"],
+            line["versions"],
+        )
 
 
 def abridged(findings: list[Finding]) -> list[Finding]:

@@ -25,19 +25,26 @@ import traceback
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import closing, suppress
 from dataclasses import dataclass, field
+from io import StringIO
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import ValidationError
+from rich.console import Console
 
+from scanner.anatomy import take_apart
+from scanner.drawing import drawing
+from scanner.plate import plate
 from shared.delta import DATABASE, delta_prefix_of, is_chroma_file, printable, segment_of
 from shared.folder import FolderContent, list_folder
-from shared.inspection import examine, header, hnsw, idmap, metadata, sqlite
+from shared.inspection import examine, header, hnsw, idmap, metadata, pages, sqlite
 from shared.manifest import Manifest
 from shared.quarantine import QuarantineRecord
+from shared.settings import Settings
 from shared.verdict import Depth, Finding
 from tests.samples import SAMPLES
 from validator.events import EventError, read_event
@@ -697,6 +704,52 @@ def examine_target(corpus: Corpus) -> Target:
     return Target("examine", make, run, share=20)
 
 
+def pages_target(corpus: Corpus) -> Target:
+    databases = corpus.files(DATABASE)
+
+    def make(rng: Random) -> bytes:
+        data = rng.choice(databases)
+        if rng.random() < 0.1:
+            return mutated(rng, data[: rng.choice((200, 4096, 40_000))])
+        return mutated_pages(rng, data, databases)
+
+    def run(data: bytes) -> None:
+        found = pages.map_pages(lambda offset, length: data[offset : offset + length], len(data))
+        if isinstance(found, str):
+            check_message(ValueError(found))
+            return
+        if sum(found.counts().values()) != len(found.kinds):
+            raise Violation("a page of no kind")
+        if not found.broken.keys() <= set(range(1, len(found.kinds) + 1)):
+            raise Violation(f"broken pages outside of the file's {len(found.kinds)}: {max(found.broken)}")
+        for text in (*found.broken.values(), *(tree.name for tree in found.trees)):
+            check_message(ValueError(text))
+
+    return Target("pages", make, run)
+
+
+def inspect_target(corpus: Corpus) -> Target:
+    """The whole of `deltaguard inspect`: a drawing is wanted most of what is broken."""
+    examined = examine_target(corpus)
+
+    def run(made: tuple[Path, bytes]) -> None:
+        delta, data = made
+        database = delta / DATABASE
+        intact = database.read_bytes()
+        database.write_bytes(data)
+        try:
+            anatomy = take_apart(delta, Depth.STRUCTURE, Settings(), None)
+        finally:
+            database.write_bytes(intact)
+        page = StringIO()
+        Console(file=page, width=80, highlight=False, markup=False, emoji=False).print(drawing(anatomy))
+        if not page.getvalue().replace("\n", "").isprintable():
+            raise Violation("a drawing that controls the terminal")
+        ElementTree.fromstring(plate(anatomy))
+
+    return Target("inspect", examined.make, run, share=40)
+
+
 def state_of(folder: Path) -> dict[str, tuple[int, int]]:
     return {
         os.path.join(where, name): (status.st_size, status.st_mtime_ns)  # noqa: PTH118 - ten times as fast
@@ -708,7 +761,7 @@ def state_of(folder: Path) -> dict[str, tuple[int, int]]:
 
 TARGETS: tuple[Callable[[Corpus], Target], ...] = (
     idmap_target, header_target, index_target, sqlite_header_target, metadata_target, manifest_target, event_target,
-    names_target, record_target, examine_target,
+    names_target, record_target, examine_target, pages_target, inspect_target,
 )  # fmt: skip
 
 

@@ -53,7 +53,7 @@ class Index:
 
     ids: IdMap | None
     findings: list[Finding]
-    _records: _Records | None = field(default=None, repr=False)
+    _records: IndexRecords | None = field(default=None, repr=False)
 
     def recoverable(self) -> Set[str]:
         """The ids whose vector can still be read, whatever else of the index is damaged."""
@@ -77,7 +77,7 @@ def inspect_index(segment: str, files: IndexFiles, dimension: int | None, *, cos
     """
     head = files.read("header.bin", 0, min(HEADER_BYTES + 1, files.sizes["header.bin"]))
     header, findings = inspect_header(segment, head.tobytes(), files.sizes)
-    ids, found = _id_map(segment, files, header)
+    ids, found = read_id_map(segment, files, header)
     mismatched = {finding.file.rpartition("/")[2] for finding in findings if finding.code == "hnsw.size_mismatch"}
     findings = found + findings
     if header is None or "data_level0.bin" in mismatched:
@@ -85,7 +85,7 @@ def inspect_index(segment: str, files: IndexFiles, dimension: int | None, *, cos
     if dimension is not None and header.dimension != dimension:
         detail = f"vectors of {header.dimension}, the collection has dimension {dimension}"
         findings.append(Finding("hnsw.dimension_mismatch", f"{segment}/header.bin", detail))
-    records = _Records(segment, header, files, cosine=cosine, lengths="length.bin" not in mismatched)
+    records = IndexRecords(segment, header, files, cosine=cosine, lengths="length.bin" not in mismatched)
     records.look()
     findings += records.findings()
     if "link_lists.bin" not in mismatched:
@@ -96,12 +96,17 @@ def inspect_index(segment: str, files: IndexFiles, dimension: int | None, *, cos
 
 
 def rows_not_finite(matrix: NDArray[np.float32]) -> NDArray[np.bool_]:
-    """Which rows of a matrix (rows x dimension) hold NaN or infinity: times zero, both are NaN, and all else is 0."""
-    with np.errstate(invalid="ignore"):
-        return np.isnan(matrix @ np.zeros(matrix.shape[1], dtype=np.float32))
+    """Which rows of a matrix (rows x dimension) hold NaN or infinity."""
+    # A product with zeros would be as good, but its threads wait for each other where processors are few.
+    return np.asarray(~np.isfinite(matrix).all(axis=1))
 
 
-def _id_map(segment: str, files: IndexFiles, header: IndexHeader | None) -> tuple[IdMap | None, list[Finding]]:
+def read_id_map(segment: str, files: IndexFiles, header: IndexHeader | None) -> tuple[IdMap | None, list[Finding]]:
+    """The id map of an index, or what is wrong with it.
+
+    Raises:
+        CouldNotCheck: It is larger than may be read.
+    """
     name = f"{segment}/index_metadata.pickle"
     size = files.sizes["index_metadata.pickle"]
     most = _ID_MAP_BYTES + _ID_BYTES * (header.count if header else 0)
@@ -130,7 +135,7 @@ class _Broken:
         self.count += places.size
 
 
-class _Records:
+class IndexRecords:
     """Link counts, neighbours, vectors and labels of every level-0 record, a block at a time so that memory stays flat.
 
     Args:
@@ -322,7 +327,7 @@ def _upper_links(
     return findings
 
 
-def _labels(segment: str, records: _Records, ids: IdMap) -> list[Finding]:
+def _labels(segment: str, records: IndexRecords, ids: IdMap) -> list[Finding]:
     """Each id must have one record that is not marked as deleted, or Chroma cannot find its vector."""
     live = records.labels
     mapped = np.array(list(ids.labels.values()), np.int64).view(np.uint64)

@@ -60,7 +60,9 @@ def parse(text: object) -> dict[str, Any]:
     return metadata
 
 
-def inspect_values(connection: sqlite3.Connection, schema: Schema, *, of_embeddings: bool) -> list[Finding]:
+def inspect_values(
+    connection: sqlite3.Connection, schema: Schema, *, of_embeddings: bool, orphans: bool = True
+) -> list[Finding]:
     """Whether each metadata value has the type of its column, and belongs to something.
 
     Args:
@@ -68,6 +70,7 @@ def inspect_values(connection: sqlite3.Connection, schema: Schema, *, of_embeddi
         schema: That schema.
         of_embeddings: Whether to look at the embeddings' metadata too, and not only at the collections'. That of
             embeddings whose operations are in the queue is compared with these (see `ExpectedMetadata`).
+        orphans: Whether values of embeddings that have no row count.
 
     Raises:
         CouldNotCheck: The rows could not be read for a reason outside the bytes.
@@ -75,8 +78,9 @@ def inspect_values(connection: sqlite3.Connection, schema: Schema, *, of_embeddi
     findings = []
     tables = [("collection_metadata", "str_value", "")]
     if of_embeddings:
-        tables += [("embedding_metadata", "string_value", _NO_EMBEDDING)]
-        tables += [("embedding_metadata_array", "string_value", _NO_EMBEDDING)]
+        orphan = _NO_EMBEDDING if orphans else ""
+        tables += [("embedding_metadata", "string_value", orphan)]
+        tables += [("embedding_metadata_array", "string_value", orphan)]
     for table, text, orphan in tables:
         if table in schema.tables:
             unreadable, first = 0, None
@@ -149,7 +153,7 @@ def _values(connection: sqlite3.Connection, rows: Collection[int], *, booleans: 
     ((total,),) = connection.execute("SELECT count(*) FROM embeddings")
     if 2 * len(rows) > total:  # one look through the table is faster than finding each of its rows
         return connection.execute(sql)
-    ordered = sorted(rows)
+    ordered = sorted(rows, key=lambda row: row if isinstance(row, int) else 0)  # a table may have any for its id
     starts = range(0, len(ordered), _MOST_PARAMETERS)
     parts = (ordered[start : start + _MOST_PARAMETERS] for start in starts)
     return chain.from_iterable(

@@ -27,6 +27,7 @@ _LONGEST_SHOWN = 300
 _NOT_DECODED = "Could not decode to UTF-8"  # Python's own words, with no code of SQLite's
 _LONGEST_VALUE = 256 * 1024 * 1024  # bytes of one text or blob; Chroma's longest is a document
 _MAPPED = 256 * 1024 * 1024  # bytes of a database that are mapped; what lies beyond is read
+_CACHED_KIB = 16 * 1024  # of pages: most deltas' whole database, which is then read once for all that is asked of it
 _PROGRESS_STEPS = 20_000  # virtual machine steps between two looks at the clock, some milliseconds
 
 _CORRUPT = {sqlite3.SQLITE_CORRUPT: "sqlite.malformed", sqlite3.SQLITE_NOTADB: "sqlite.not_a_database"}
@@ -120,6 +121,8 @@ def opened(path: Path, seconds: float, *, lenient: bool = True, private: bool = 
         if private:
             connection.execute(f"PRAGMA mmap_size={_MAPPED}")
         connection.execute("PRAGMA cell_size_check=ON")
+        with suppress(sqlite3.Error, UnicodeDecodeError):  # it reads the schema; the checks will tell what is wrong
+            connection.execute(f"PRAGMA cache_size=-{_CACHED_KIB}")
         yield connection
 
 

@@ -18,9 +18,11 @@ from click.testing import CliRunner, Result
 
 from scanner.cli import cli
 from scanner.program import LaterCommand, Program
-from scanner.report import REPORTS
 from shared.delta import DATABASE
 from shared.storage import Store
+from tests.scanner.test_report import FORMATS
+
+SERVERS = ("moto", "rclone")
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -87,7 +89,7 @@ class TestCheck:
         assert (result.exit_code, lines_of(result)[0]["status"]) == (1, "incomplete")
 
     def test_the_format_is_any_that_there_is(self, healthy_delta: Path) -> None:
-        for name in REPORTS:
+        for name in FORMATS:
             assert run("check", healthy_delta, "--format", name).exit_code == 0
         assert run("check", healthy_delta, "--format", "xml").exit_code == 2
 

@@ -9,6 +9,7 @@ import tracemalloc
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any, cast
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -18,6 +19,8 @@ from scanner.discovery import _deltas, find_folders, find_stored
 from shared.delta import DeltaFile, DeltaLocation
 from shared.errors import CouldNotCheck, ObjectGone
 from shared.storage import Store
+
+SERVERS = ("moto", "rclone")
 
 SEGMENT = "0b3c9f4e-1111-4222-8333-444455556666"
 OTHER_SEGMENT = "f0000000-1111-4222-8333-444455556666"
@@ -56,13 +59,47 @@ def prefixes(store: Store, bucket: str, prefix: str = "", skip: tuple[str, ...] 
     return [found.location.prefix for found in find_stored(store, bucket, prefix, skip)]
 
 
+def folders(root: Path) -> list[Path]:
+    return [found.path for found in find_folders(root)]
+
+
 @given(layouts, noises)
 @settings(max_examples=60, deadline=None)
 def test_folders_found_are_exactly_those_planted(layout: dict[str, set[str]], noise: set[tuple[str, str]]) -> None:
     with tempfile.TemporaryDirectory() as scratch:
         root = Path(scratch)
         write(root, *keys_of(layout, noise))
-        assert sorted(find_folders(root)) == sorted(root / place for place in layout)
+        assert sorted(folders(root)) == sorted(root / place for place in layout)
+
+
+@given(layouts, noises)
+@settings(max_examples=60, deadline=None)
+def test_from_every_bookmark_the_search_goes_on_with_the_next_delta(
+    layout: dict[str, set[str]], noise: set[tuple[str, str]]
+) -> None:
+    keys = sorted(f"root/{key}" for key in keys_of(layout, noise))
+
+    class Canned:
+        def walk(self, bucket: str, prefix: str, after: str = "") -> Iterator[tuple[str, DeltaFile]]:  # noqa: ARG002
+            return ((key, DeltaFile(key, 1, "e", datetime.now(UTC))) for key in keys if key > after)
+
+    found = list(find_stored(Canned(), "bucket", "root/"))
+    assert len(found) == len(layout)
+    for number, delta in enumerate(found, 1):
+        rest = [other.name for other in find_stored(Canned(), "bucket", "root/", since=delta.bookmark)]
+        assert rest == [other.name for other in found[number:]]
+
+
+@given(layouts, noises)
+@settings(max_examples=40, deadline=None)
+def test_so_it_is_in_folders(layout: dict[str, set[str]], noise: set[tuple[str, str]]) -> None:
+    with tempfile.TemporaryDirectory() as scratch:
+        root = Path(scratch)
+        write(root, *keys_of(layout, noise))
+        found = list(find_folders(root))
+        for number, delta in enumerate(found, 1):
+            rest = [other.path for other in find_folders(root, since=delta.bookmark)]
+            assert rest == [other.path for other in found[number:]]
 
 
 _case = itertools.count()
@@ -91,27 +128,42 @@ def test_a_delta_comes_with_its_objects_as_a_listing_of_its_own_has_them(store: 
     ]
 
 
+class _Pages:
+    """A client that answers with a million keys, a thousand at a time, as `list_objects_v2` does."""
+
+    def __init__(self, keys: int) -> None:
+        self._pages = keys // 1000
+        self._modified = datetime.now(UTC)
+
+    def list_objects_v2(self, *, ContinuationToken: str = "0", **_: str) -> dict[str, Any]:  # noqa: N803 - S3's name
+        page = int(ContinuationToken)
+        keys = (
+            f"words/delta/{page * 200 + number:06}/{name}"
+            for number in range(200)
+            for name in ("chroma.sqlite3", "notes.txt", "z/a", "z/b", "z/c")
+        )
+        objects = [{"Key": key, "Size": 1, "ETag": '"e"', "LastModified": self._modified} for key in keys]
+        more = page + 1 < self._pages
+        return {"Contents": objects, "IsTruncated": more, "NextContinuationToken": str(page + 1)}
+
+
 @pytest.mark.slow
-def test_a_million_objects_need_no_more_memory_than_a_few() -> None:
-    modified = datetime.now(UTC)
-
-    def objects() -> Iterator[tuple[str, DeltaFile]]:
-        for number in range(200_000):
-            for name in ("chroma.sqlite3", "notes.txt", "z/a", "z/b", "z/c"):
-                key = f"words/delta/{number:06}/{name}"
-                yield key, DeltaFile(key, 1, "e", modified)
-
+def test_a_million_keys_need_no_more_memory_than_a_few() -> None:
+    store = Store(cast(Any, _Pages(1_000_000)))
     tracemalloc.start()
-    found = sum(len(folder.listing().files) for folder in _deltas(objects(), ""))
+    found = files = 0
+    for delta in find_stored(store, "bucket", ""):
+        assert delta.listing is not None
+        found, files = found + 1, files + len(delta.listing.files)
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
-    assert found == 1_000_000
-    assert peak < 2_000_000
+    assert (found, files) == (200_000, 1_000_000)
+    assert peak < 4_000_000
 
 
 def test_a_delta_found_late_among_too_many_objects_has_no_listing() -> None:
     keys = [f"a/{number:04}.txt" for number in range(300)] + ["a/chroma.sqlite3"]
-    (folder,) = _deltas(((key, DeltaFile(key, 1, "e", datetime.now(UTC))) for key in keys), "")
+    ((folder, _),) = _deltas(((key, DeltaFile(key, 1, "e", datetime.now(UTC))) for key in keys), "")
     assert (folder.prefix, folder.listing()) == ("a/", None)
 
 
@@ -144,14 +196,14 @@ def test_a_missing_bucket_is_told_apart(store: Store) -> None:
 
 def test_a_folder_can_be_the_delta_itself(tmp_path: Path) -> None:
     write(tmp_path, "chroma.sqlite3", "below/chroma.sqlite3")
-    assert list(find_folders(tmp_path)) == [tmp_path / "below", tmp_path]
+    assert folders(tmp_path) == [tmp_path / "below", tmp_path]
 
 
 def test_links_are_not_followed(tmp_path: Path) -> None:
     write(tmp_path, "outside/x/chroma.sqlite3", "inside/y/chroma.sqlite3")
     (tmp_path / "inside" / "link").symlink_to(tmp_path / "outside")
     (tmp_path / "inside" / "loop").symlink_to(tmp_path / "inside")
-    assert list(find_folders(tmp_path / "inside")) == [tmp_path / "inside" / "y"]
+    assert folders(tmp_path / "inside") == [tmp_path / "inside" / "y"]
 
 
 def test_a_folder_that_cannot_be_listed_is_told(tmp_path: Path) -> None:
@@ -162,14 +214,14 @@ def test_a_folder_that_cannot_be_listed_is_told(tmp_path: Path) -> None:
 
 
 def test_folders_may_be_deeper_than_python_recurses(tmp_path: Path) -> None:
-    folders = [tmp_path]
+    made = [tmp_path]
     try:
         for _ in range(sys.getrecursionlimit() + 100):
-            folders.append(folders[-1] / "d")
-            folders[-1].mkdir()
-        write(folders[-1], "chroma.sqlite3")
-        assert list(find_folders(tmp_path)) == [folders[-1]]
+            made.append(made[-1] / "d")
+            made[-1].mkdir()
+        write(made[-1], "chroma.sqlite3")
+        assert folders(tmp_path) == [made[-1]]
     finally:  # pytest cannot remove them: shutil.rmtree recurses
-        (folders[-1] / "chroma.sqlite3").unlink()
-        for folder in reversed(folders[1:]):
+        (made[-1] / "chroma.sqlite3").unlink()
+        for folder in reversed(made[1:]):
             folder.rmdir()

@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import json
+import threading
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from local.damage import apply_damage
-from scanner.gate import ChunkRejected, precheck
+from local.deltas import DeltaRecipe, build_delta
+from local.stack import NOTICES, LocalStack
+from scanner.gate import JOBS, ChunkRejected, precheck
+from shared import notices
+from shared.chunk import Chunk
 from shared.errors import TargetError
 from shared.judgement import judge_stored
+from shared.messaging import current_messaging
 from shared.quarantine import quarantine
 from shared.settings import Settings
-from shared.storage import Store
+from shared.storage import Store, s3_client
 from shared.verdict import Depth, Status
 from tests import faults
 from tests.conftest import CopyOf, PutDelta
@@ -23,7 +29,9 @@ from validator.response import respond
 
 def chunk(*keys: str) -> list[dict[str, Any]]:
     """Deltas as a compaction describes them."""
-    return [{"delta_key": key, "delta_id": key[-1], "embedding_count": 50, "collection": "words"} for key in keys]
+    return [
+        {"delta_key": key, "delta_id": key.strip("/")[-1], "embedding_count": 50, "collection": "words"} for key in keys
+    ]
 
 
 @pytest.fixture
@@ -81,22 +89,99 @@ def test_what_cannot_be_checked_does_not_pass_either(
     assert "check.throttled" in str(raised.value)
 
 
-def test_tagged_deltas_are_not_read_again(
+def test_tagged_deltas_cost_two_requests_each_and_no_object_is_read(
     bucket: str, store: Store, healthy_delta: Path, put_delta: PutDelta, settled: Settings
 ) -> None:
-    location = put_delta(healthy_delta, "d/1")
-    assert respond(store, location, judge_stored(store, location, Depth.STRUCTURE, settled), settled)
-    requests: list[str] = []
-    precheck(bucket, ["d/1"], store=faults.doing(lambda request: requests.append(request.url)))
-    assert len(requests) == 2
-    assert requests[1].endswith("?tagging")
+    keys = [f"d/{name}" for name in range(5)]
+    for key in keys:
+        location = put_delta(healthy_delta, key)
+        assert respond(
+            store, current_messaging(), location, judge_stored(store, location, Depth.STRUCTURE, settled), settled
+        )
+    requests: list[tuple[str, str]] = []
+    watched = faults.doing(lambda request: requests.append((request.method, request.url)))
+    precheck(bucket, chunk(*keys), store=watched)
+    assert len(requests) == 2 * len(keys)
+    assert sum("list-type=2" in url for _, url in requests) == len(keys)
+    assert sum(url.endswith("chroma.sqlite3?tagging") for _, url in requests) == len(keys)
+    assert {method for method, _ in requests} == {"GET"}
+
+
+def test_all_deltas_are_judged_at_once(bucket: str, healthy_delta: Path, put_delta: PutDelta) -> None:
+    keys = [put_delta(healthy_delta, f"d/{name}").prefix for name in range(4)]
+    together = threading.Barrier(4)  # breaks after its time unless four requests are under way at the same moment
+
+    def wait_for_the_others(request: Any) -> None:
+        if "list-type=2" in request.url:
+            together.wait(60)
+
+    assert len(precheck(bucket, keys, store=faults.doing(wait_for_the_others))) == 4
+
+
+def test_the_pool_of_connections_is_not_smaller_than_the_jobs(store: Store) -> None:
+    assert s3_client().meta.config.max_pool_connections >= JOBS
+
+
+def test_a_refusal_is_data_too_with_advice_on_each_delta(
+    bucket: str, store: Store, healthy_delta: Path, broken_delta: Path, put_delta: PutDelta, settled: Settings
+) -> None:
+    put_delta(healthy_delta, "d/1")
+    put_delta(broken_delta, "d/2")
+    location = put_delta(broken_delta, "d/3")
+    quarantine(store, location, judge_stored(store, location, Depth.STRUCTURE, settled), settled)
+    with pytest.raises(ChunkRejected) as raised:
+        precheck(bucket, chunk("d/1", "d/2", "d/3", "d/4"))
+    refusal = json.loads(json.dumps(raised.value.as_json()))
+    assert refusal["total"] == 4
+    assert [(delta["delta"][-4:], delta["status"], delta["advice"]["action"]) for delta in refusal["rejected"]] == [
+        ("d/2/", "corrupt", "quarantine"),
+        ("d/3/", "corrupt", "resubmit"),
+        ("d/4/", "corrupt", "resubmit"),
+    ]
+    assert refusal["rejected"][0]["findings"][0]["code"] == "sqlite.truncated"
+    assert "  quarantine: take it away" in str(raised.value)
+    assert [advice and advice.action for advice in raised.value.advice] == ["quarantine", "resubmit", "resubmit"]
+
+
+@pytest.mark.parametrize(
+    ("said", "told"),
+    [
+        ({"embedding_count": 51}, "the chunk says 51 embeddings in 'words', the delta holds 50 in 'words'"),
+        ({"collection": "letters"}, "the chunk says collection 'letters', the delta holds 50 in 'words'"),
+        ({"collection": None, "embedding_count": 9}, "the chunk says 9 embeddings in all"),
+    ],
+)
+def test_a_delta_that_holds_other_than_the_chunk_says_is_refused_and_not_called_corrupt(
+    bucket: str, healthy_delta: Path, put_delta: PutDelta, said: dict[str, Any], told: str
+) -> None:
+    put_delta(healthy_delta, "d/1")
+    with pytest.raises(ChunkRejected) as raised:
+        precheck(bucket, [chunk("d/1")[0] | said])
+    (verdict,) = raised.value.rejected
+    assert (verdict.status, [f.code for f in verdict.findings]) == (Status.UNDETERMINED, ["chunk.content_differs"])
+    assert told in str(raised.value)
+    assert raised.value.advice[0] is not None and raised.value.advice[0].action == "compare"
+
+
+@pytest.mark.parametrize("said", [{}, {"collection": None}, {"embedding_count": None}])
+def test_what_the_chunk_does_not_say_is_not_compared(
+    bucket: str, healthy_delta: Path, put_delta: PutDelta, said: dict[str, Any]
+) -> None:
+    put_delta(healthy_delta, "d/1")
+    assert precheck(bucket, [chunk("d/1")[0] | said])[0].status is Status.HEALTHY
+
+
+def test_an_empty_delta_of_which_the_chunk_says_so_passes(bucket: str, put_delta: PutDelta, tmp_path: Path) -> None:
+    build_delta(tmp_path / "empty", DeltaRecipe(collections=0))
+    put_delta(tmp_path / "empty", "d/1")
+    assert precheck(bucket, [chunk("d/1")[0] | {"embedding_count": 0}])
 
 
 def test_an_overwritten_delta_loses_its_tags_force(
     bucket: str, store: Store, healthy_delta: Path, broken_delta: Path, put_delta: PutDelta, settled: Settings
 ) -> None:
     location = put_delta(healthy_delta, "d/1")
-    respond(store, location, judge_stored(store, location, Depth.STRUCTURE, settled), settled)
+    respond(store, current_messaging(), location, judge_stored(store, location, Depth.STRUCTURE, settled), settled)
     tags = store.tags(bucket, location.key("chroma.sqlite3"))
     put_delta(broken_delta, "d/1")
     store.set_tags(bucket, location.key("chroma.sqlite3"), tags)
@@ -104,7 +189,37 @@ def test_an_overwritten_delta_loses_its_tags_force(
         precheck(bucket, ["d/1"])
 
 
-@pytest.mark.parametrize("delta", ["", {}, {"delta_key": None}, {"delta_key": ""}, "/"])
+@pytest.mark.parametrize("delta", ["", {}, {"delta_key": None}, {"delta_key": ""}, "/", "d", None, 7])
 def test_a_delta_without_a_key_is_a_clear_error(bucket: str, delta: Any) -> None:
-    with pytest.raises(TargetError):
+    with pytest.raises(TargetError, match="not a chunk: deltas"):
         precheck(bucket, [delta])
+
+
+def test_a_delta_that_is_there_twice_is_a_clear_error(bucket: str) -> None:
+    with pytest.raises(TargetError, match="'d/1' is there more than once"):
+        precheck(bucket, ["d/1", "d/1/"])
+
+
+def test_a_chunk_that_was_read_before_is_taken_as_it_is(bucket: str, healthy_delta: Path, put_delta: PutDelta) -> None:
+    put_delta(healthy_delta, "d/1")
+    assert len(precheck(bucket, Chunk.of({"chunk_index": 3, "deltas": chunk("d/1")}))) == 1
+
+
+def test_a_refusal_is_told_on_the_bus_with_batch_and_chunk(
+    stack: LocalStack, broken_delta: Path, put_delta: PutDelta
+) -> None:
+    put_delta(broken_delta, "d/2")
+    refused = Chunk.of({"batch_id": "batch-40", "chunk_index": 40, "deltas": [{"delta_key": "d/2"}]})
+    with pytest.raises(ChunkRejected):
+        precheck("deltas", refused)
+    (event,) = stack.taken(NOTICES)
+    notice = notices.ChunkRejected.model_validate(event["detail"])
+    assert (event["detail-type"], notice.batch_id, notice.chunk_index) == ("Chunk Rejected", "batch-40", 40)
+    assert [(delta.delta, delta.status) for delta in notice.deltas] == [("s3://deltas/d/2/", Status.CORRUPT)]
+
+
+def test_a_bus_that_is_not_there_changes_no_refusal(bucket: str, broken_delta: Path, put_delta: PutDelta) -> None:
+    put_delta(broken_delta, "d/2")
+    settings = Settings(event_bus="arn:aws:events:us-east-1:123456789012:event-bus/nowhere")
+    with pytest.raises(ChunkRejected):
+        precheck(bucket, chunk("d/2"), settings=settings)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -26,6 +27,7 @@ CORRUPT = Verdict(
 )
 UNDETERMINED = Verdict("s3://bucket/deltas/unknown/", Depth.STRUCTURE, (Finding("check.throttled", "", "slow down"),))
 INCOMPLETE = Verdict("s3://bucket/deltas/new/", Depth.STRUCTURE, (Finding("arrival.settling", "", "3 s ago"),))
+FORMATS = [name for name in REPORTS if name != "html" or find_spec("scanner.html")]
 HOSTILE = "s3://bucket/[red]\x1b]0;title\x07\x1b[2J\u202egnp\n/"
 
 
@@ -91,6 +93,15 @@ def test_the_table_tells_every_defect_in_full_below(path: Path) -> None:
     ) in text
 
 
+@pytest.mark.slow
+def test_the_table_of_very_many_shows_the_first_of_each_status(path: Path) -> None:
+    verdicts = [Verdict(f"s3://bucket/{number:04}/", Depth.LISTING, CORRUPT.observed) for number in range(1003)]
+    text = report("table", path, *verdicts, HEALTHY)
+    assert text.count("  sqlite.truncated  chroma.sqlite3") == 1000
+    assert "\n3 more corrupt are not shown; ndjson and json have them\n" in text
+    assert "1,003 corrupt" in " ".join(text.split())
+
+
 def test_the_table_ends_with_a_summary(path: Path) -> None:
     text = report("table", path, HEALTHY, NOTED, CORRUPT)
     assert "1 note on 1 delta;" in text
@@ -117,7 +128,7 @@ def test_a_long_path_is_folded_and_not_cut_at_80_columns(path: Path, monkeypatch
     assert f"corrupt {long}\n" in defects
 
 
-@pytest.mark.parametrize("name", REPORTS)
+@pytest.mark.parametrize("name", FORMATS)
 def test_no_name_of_a_hostile_delta_controls_the_terminal(path: Path, name: str) -> None:
     finding = Finding("layout.foreign_file", HOSTILE, HOSTILE), Finding("sqlite.malformed", HOSTILE, HOSTILE)
     text = report(name, path, Verdict(HOSTILE, Depth.OPEN, finding, (CollectionCount(HOSTILE, 1, 1),)))

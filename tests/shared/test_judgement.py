@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -13,7 +15,7 @@ import pytest
 from botocore.exceptions import ReadTimeoutError
 
 from local.damage import apply_damage
-from shared.delta import DATABASE, MANIFEST, DeltaLocation, Listing
+from shared.delta import DATABASE, MANIFEST, SEGMENT_FILES, DeltaLocation, Listing
 from shared.errors import TargetError
 from shared.inspection import sqlite
 from shared.judgement import judge_folder, judge_stored
@@ -59,6 +61,19 @@ def test_a_healthy_delta_is_healthy_at_every_depth(
     assert stored.status is local.status is Status.HEALTHY
     assert stored.collections == local.collections
     assert stored.size == local.size > 0
+
+
+def test_a_verdict_says_when_the_newest_file_was_uploaded(
+    healthy_delta: Path, put_delta: PutDelta, store: Store, settled: Settings
+) -> None:
+    location = put_delta(healthy_delta, "d/1")
+    newest = max(file.modified for _, file in store.walk(location.bucket, location.prefix))
+    stored = judge_stored(store, location, Depth.LISTING, settled).verdict.uploaded
+    assert stored == newest
+    assert stored is not None and stored.tzinfo is UTC
+    local = judge_folder(healthy_delta, Depth.LISTING, settled).verdict.uploaded
+    assert local == datetime.fromtimestamp(max(f.stat().st_mtime for f in healthy_delta.rglob("*.*")), UTC)
+    assert judge_stored(store, DeltaLocation("deltas", "d/2/"), Depth.LISTING, settled).verdict.uploaded is None
 
 
 def test_a_listing_reads_no_object_and_a_header_two(
@@ -316,3 +331,76 @@ def test_a_manifest_is_believed_in_a_local_folder_too(
     assert judge_folder(folder, Depth.LISTING, settled).checksums_proven
     (folder / DATABASE).write_bytes(flip((folder / DATABASE).read_bytes()))
     assert codes(judge_folder(folder, Depth.LISTING, settled).verdict) == ["manifest.checksum_differs"]
+
+
+@pytest.mark.slow
+def test_each_step_of_a_check_can_be_traced(
+    store: Store, flushed_delta: Path, put_delta: PutDelta, settled: Settings
+) -> None:
+    steps: list[str] = []
+
+    @contextmanager
+    def step(name: str) -> Iterator[None]:
+        steps.append(f"{name} begins")
+        yield
+        steps.append(f"{name} ends")
+
+    location = put_delta(flushed_delta, KEY)
+    judge_stored(store, location, Depth.OPEN, settled, step=step)
+    assert steps == [
+        "list begins",
+        "list ends",
+        "inspect begins",
+        "download begins",
+        "download ends",
+        "probe begins",
+        "probe ends",
+        "inspect ends",
+    ]
+
+
+def test_a_settling_delta_says_when_it_will_have_settled(
+    store: Store, flushed_delta: Path, put_delta: PutDelta
+) -> None:
+    location = put_delta(flushed_delta, KEY)
+    newest = store.list_delta(location).newest
+    assert newest is not None
+    for settings, moment in (
+        (Settings(settle_seconds=500), newest + timedelta(seconds=500)),
+        (Settings(settle_seconds=500, manifest_required=True), None),
+        (Settings(settle_seconds=0, manifest_required=True), None),
+    ):
+        judgement = judge_stored(store, location, Depth.LISTING, settings, await_arrival=True)
+        assert judgement.verdict.status is Status.INCOMPLETE
+        assert judgement.settles_at == moment
+
+
+def test_an_index_that_was_never_flushed_is_not_downloaded(
+    healthy_delta: Path, flushed_delta: Path, put_delta: PutDelta, settled: Settings
+) -> None:
+    def downloaded(folder: Path, key: str, depth: Depth) -> set[str]:
+        seen: set[str] = set()
+        store = faults.doing(lambda request: seen.add(request.url.rpartition("/")[2]))
+        location = put_delta(folder, key)
+        assert judge_stored(store, location, depth, settled).verdict.status is Status.HEALTHY
+        return {name for name in seen if "list-type" not in name}
+
+    assert downloaded(healthy_delta, "d/1", Depth.STRUCTURE) == {DATABASE}
+    assert downloaded(healthy_delta, "d/2", Depth.OPEN) == {DATABASE}
+    assert downloaded(flushed_delta, "d/3", Depth.STRUCTURE) == {DATABASE, *SEGMENT_FILES}
+
+
+def test_without_stored_checksums_every_file_of_the_manifest_is_downloaded_and_compared(
+    healthy_delta: Path, bucket: str, put_delta: PutDelta, store: Store, settled: Settings
+) -> None:
+    """Also those of an index that was never flushed, which nobody else reads."""
+    uploaded = upload_delta(healthy_delta, bucket, "d/1", settings=settled)
+    manifest = store.read(bucket, uploaded + MANIFEST, 100_000)
+    location = put_delta(healthy_delta, "d/2")
+    boto3.client("s3").put_object(Bucket=bucket, Key=location.key(MANIFEST), Body=manifest)
+    seen: set[str] = set()
+    watched = faults.doing(lambda request: seen.add(f"{request.method} {request.url.rpartition('/')[2]}"))
+    judgement = judge_stored(watched, location, Depth.STRUCTURE, settled)
+    assert judgement.verdict.status is Status.HEALTHY
+    assert judgement.checksums_proven
+    assert "GET length.bin" in seen

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from datetime import UTC, datetime
 from itertools import permutations
 
 import pytest
@@ -83,6 +84,7 @@ def verdict() -> Verdict:
         fingerprint="f" * 64,
         duration_ms=12.345678,
         versions={"rules": "1"},
+        uploaded=datetime(2026, 1, 2, 3, 4, 5, 678, UTC),
     )
 
 
@@ -105,6 +107,7 @@ def test_the_ndjson_line_has_the_shape_of_the_contract(verdict: Verdict) -> None
         # Besides the contract:
         "notes": [{"code": "layout.foreign_file", "file": ".DS_Store", "detail": "not a file of Chroma's"}],
         "versions": {"rules": "1"},
+        "uploaded_at": "2026-01-02T03:04:05Z",
     }
 
 
@@ -118,6 +121,7 @@ def test_a_healthy_verdict_has_notes_and_no_findings() -> None:
     verdict = Verdict("d1", Depth.OPEN, (EXAMPLES[Weight.NOTE],))
     assert (verdict.status, verdict.findings, verdict.reason) == (Status.HEALTHY, (), "")
     assert verdict.as_json()["findings"] == []
+    assert verdict.as_json()["uploaded_at"] is None
 
 
 def many(code: str, count: int) -> list[Finding]:

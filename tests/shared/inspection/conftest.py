@@ -1,13 +1,17 @@
-"""Deltas, databases and indexes that a test may break."""
+"""Deltas, databases and indexes that a test may break, and Chroma as a second opinion."""
 
 from __future__ import annotations
 
+import subprocess
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from shared.delta import DATABASE
 from tests.conftest import CopyOf
+from tests.histories import PROGRAM, Chroma
 from tests.shared.inspection.indexes import Files, read_index
 
 
@@ -38,3 +42,11 @@ def intact(flushed_delta: Path) -> Files:
 def files(intact: Files) -> Files:
     """The files of an index."""
     return dict(intact)
+
+
+@pytest.fixture(scope="module")
+def chroma() -> Iterator[Chroma]:
+    command = [sys.executable, "-c", PROGRAM]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as child:
+        yield Chroma(child)
+        child.stdin.close()

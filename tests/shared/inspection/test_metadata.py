@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import sqlite3
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +16,10 @@ from shared.delta import DATABASE
 from shared.inspection.metadata import ExpectedMetadata, inspect_values, parse
 from shared.inspection.schema import read_schema
 from shared.inspection.sqlite import opened
-from shared.verdict import Finding
+from shared.judgement import judge_folder
+from shared.settings import Settings
+from shared.verdict import Depth, Finding, Status
+from tests.conftest import CopyOf
 from tests.shared.inspection.databases import asked, changed, untyped
 
 # --- the metadata of an operation
@@ -262,3 +267,15 @@ def test_a_delta_without_truth_values_is_looked_at_without_them(delta: Path) -> 
     """They came with the second migration of the rows."""
     changed(delta, "UPDATE embedding_metadata SET int_value = bool_value WHERE key = 'even'")
     assert unreadable(delta, "ALTER TABLE embedding_metadata DROP COLUMN bool_value") == []
+
+
+def test_rows_numbered_by_text_among_numbers_are_compared_like_others(flushed_delta: Path, copy_of: CopyOf) -> None:
+    folder = copy_of(flushed_delta)
+    with closing(sqlite3.connect(folder / DATABASE, isolation_level=None)) as connection:
+        connection.execute("CREATE TABLE untyped AS SELECT * FROM embeddings")
+        connection.execute("UPDATE untyped SET id = 'x' || id WHERE rowid % 2")
+        connection.execute("DROP TABLE embeddings")
+        connection.execute("ALTER TABLE untyped RENAME TO embeddings")
+    verdict = judge_folder(folder, Depth.STRUCTURE, Settings()).verdict
+    assert verdict.status is Status.CORRUPT
+    assert "records.metadata_missing" in {finding.code for finding in verdict.findings}

@@ -1,0 +1,186 @@
+"""The middle of `check` and `scan`: tasks in; verdicts counted, written down and reported as they come."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Generator, Iterator
+from contextlib import ExitStack, closing
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import click
+
+from scanner.checkpoint import Checkpoint
+from scanner.discovery import FoundDelta
+from scanner.interruption import interruptible
+from scanner.judge import Judge
+from scanner.pace import Pace, Patient
+from scanner.progress import Display, counted_ahead, display
+from scanner.report import REPORTS, Output, Report
+from scanner.scan import Tally, judge_all
+from scanner.supply import Task, until
+from shared.delta import DeltaLocation, printable
+from shared.scratch import sweep_scratch
+from shared.verdict import Status, Verdict
+
+if TYPE_CHECKING:
+    from scanner.removal import Removal
+
+_LONGEST = 2000
+
+Count = Callable[[threading.Event], int | None]
+
+
+@dataclass(frozen=True, slots=True)
+class Handling:
+    """How the verdicts of a run are reached and what is done about them.
+
+    Args:
+        judge: Judges each delta.
+        jobs: How many at once.
+        format: One of `scanner.report.REPORTS`.
+        checkpoint: Where each verdict is taken down; None for nowhere.
+        quarantine: Whether corrupt deltas are moved into quarantine.
+        dry_run: Whether they are only said to be.
+        seconds: After which time no more are begun; None for no limit.
+    """
+
+    judge: Judge
+    jobs: int
+    format: str
+    checkpoint: Checkpoint | None = None
+    quarantine: bool = False
+    dry_run: bool = False
+    seconds: float | None = None
+
+
+class Run:
+    """One run.
+
+    Args:
+        handling: How it is done.
+        output: Where the results go.
+        total: How many deltas there are; None when that is not known.
+    """
+
+    def __init__(self, handling: Handling, output: Output, total: int | None) -> None:
+        self.pace = Pace(handling.jobs)
+        self.tally = Tally()
+        self._handling = handling
+        self._output = output
+        self._total = total
+        self._display: Display | None = None
+
+    def of(self, tasks: Iterator[Task], count: Count | None = None) -> Tally:
+        """Judges the tasks and reports on them, until they end, the time is over or the user wants no more.
+
+        Args:
+            tasks: What to judge.
+            count: Counts the tasks by itself, where their number is not known; it is used when somebody looks.
+        """
+        sweep_scratch()
+        handling, tally = self._handling, self.tally
+        report = REPORTS[handling.format](self._output)
+        try:
+            with ExitStack() as stack:
+                interruption = stack.enter_context(interruptible())
+                self._replay(report)
+                streamed_to_terminal = handling.format != "table" and self._output.stream.isatty()
+                shown = stack.enter_context(
+                    display(self.pace, total=self._total, earlier=tally.earlier, quiet=streamed_to_terminal)
+                )
+                self._display = shown
+                if shown.live and count is not None:
+                    stack.enter_context(counted_ahead(count, shown))
+                stack.callback(self.pace.end)
+                for outcome in stack.enter_context(closing(self._outcomes(tasks))):
+                    with interruption.step():  # what is reported is counted, and the other way round
+                        self._take(outcome, report)
+                        shown.show(tally)
+        except KeyboardInterrupt:
+            tally.interrupted = True
+            click.echo("interrupted; checks that still run end first (Ctrl-C again: at once)", err=True)
+        finally:
+            self._display = None
+        report.finish(tally)
+        return tally
+
+    def say(self, text: str) -> None:
+        """Tells the user something on stderr, from any thread."""
+        if self._display is not None:
+            self._display.say(text)
+        else:
+            click.echo(printable(text, _LONGEST), err=True)
+
+    def listing_failed(self, reason: str) -> None:
+        """Tells that a place could not be listed to its end, and takes note of it."""
+        self.tally.unfinished = True
+        self.say(f"Error: {reason}")
+
+    def _replay(self, report: Report) -> None:
+        """Reports what earlier runs found, so that the report is that of the whole scan."""
+        if self._handling.checkpoint is not None:
+            for verdict in self._handling.checkpoint.verdicts():
+                self.tally.add(verdict)
+                report.add(verdict)
+            self.tally.earlier = self.tally.total
+
+    def _outcomes(self, tasks: Iterator[Task]) -> Generator[_Outcome, None, None]:
+        handling = self._handling
+        if handling.seconds is not None:
+            tasks = until(tasks, time.monotonic() + handling.seconds, self._late)
+        removal = self._removal()
+
+        def work(task: Task) -> _Outcome:
+            judgement = handling.judge.judgement(task.delta)
+            moved = False
+            if removal is not None and judgement.verdict.status is Status.CORRUPT:
+                moved = removal(handling.judge.store, _location(task), judgement)
+            return _Outcome(task, judgement.verdict, moved)
+
+        return judge_all(tasks, Patient(work, self.pace, _is_throttled), handling.jobs)
+
+    def _removal(self) -> Removal | None:
+        if not self._handling.quarantine:
+            return None
+        from scanner.removal import Quarantine, Rehearsal  # noqa: PLC0415 - they need boto3, a local check does not
+
+        settings = self._handling.judge.settings
+        if self._handling.dry_run:
+            self.tally.movable = 0
+            return Rehearsal(settings, self.say)
+        self.tally.quarantined = 0
+        return Quarantine(settings, self.say)
+
+    def _take(self, outcome: _Outcome, report: Report) -> None:
+        if self._handling.checkpoint is not None:
+            self._handling.checkpoint.add(outcome.verdict, outcome.task.place)
+        self.tally.add(outcome.verdict)
+        if self.tally.quarantined is not None:
+            self.tally.quarantined += outcome.moved
+        if self.tally.movable is not None:
+            self.tally.movable += outcome.moved
+        report.add(outcome.verdict)
+
+    def _late(self) -> None:
+        self.tally.out_of_time = True
+
+
+@dataclass(frozen=True, slots=True)
+class _Outcome:
+    """What became of one task."""
+
+    task: Task
+    verdict: Verdict
+    moved: bool
+
+
+def _location(task: Task) -> DeltaLocation:
+    location = task.delta.location if isinstance(task.delta, FoundDelta) else task.delta
+    assert isinstance(location, DeltaLocation), "--quarantine was refused for local folders"
+    return location
+
+
+def _is_throttled(outcome: _Outcome) -> bool:
+    return any(finding.code == "check.throttled" for finding in outcome.verdict.findings)
