@@ -153,7 +153,7 @@ def _values(connection: sqlite3.Connection, rows: Collection[int], *, booleans: 
     ((total,),) = connection.execute("SELECT count(*) FROM embeddings")
     if 2 * len(rows) > total:  # one look through the table is faster than finding each of its rows
         return connection.execute(sql)
-    ordered = sorted(rows, key=lambda row: row if isinstance(row, int) else 0)  # a table may have any for its id
+    ordered = sorted(rows)
     starts = range(0, len(ordered), _MOST_PARAMETERS)
     parts = (ordered[start : start + _MOST_PARAMETERS] for start in starts)
     return chain.from_iterable(

@@ -146,6 +146,7 @@ ELSEWHERE = {
     "chroma.content_differs": "shared/inspection/test_chroma.py",
     # what the environment does, and what a store knows of an upload
     "quarantine.held": "scanner/test_gate.py",
+    "chunk.content_differs": "scanner/test_gate.py",
     "check.storage": "shared/test_judgement.py",
     "check.access_denied": "shared/test_judgement.py",
     "check.throttled": "shared/test_judgement.py",
