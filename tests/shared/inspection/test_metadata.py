@@ -269,9 +269,7 @@ def test_a_delta_without_truth_values_is_looked_at_without_them(delta: Path) -> 
     assert unreadable(delta, "ALTER TABLE embedding_metadata DROP COLUMN bool_value") == []
 
 
-def test_rows_numbered_by_text_among_numbers_are_told_and_never_sorted_with_them(
-    flushed_delta: Path, copy_of: CopyOf
-) -> None:
+def test_rows_numbered_by_text_among_numbers_are_told(flushed_delta: Path, copy_of: CopyOf) -> None:
     folder = copy_of(flushed_delta)
     with closing(sqlite3.connect(folder / DATABASE, isolation_level=None)) as connection:
         connection.execute("CREATE TABLE untyped AS SELECT * FROM embeddings")
