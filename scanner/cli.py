@@ -25,6 +25,11 @@ Exit status:
 """
 
 _LATER = {
+    "quarantine": (
+        "scanner.quarantine:quarantine",
+        "List, show, restore and purge what lies in quarantine.",
+        "deltaguard",
+    ),
     "demo": (
         "local.demo:demo",
         "Watch broken deltas being caught, quarantined and refused, on this machine.",

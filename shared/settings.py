@@ -28,6 +28,7 @@ class Settings:
         max_delta_bytes: A larger delta is not downloaded: `undetermined`.
         probe_timeout_seconds: How long Chroma may take over one delta.
         stage: Deployment stage, a dimension of every metric.
+        quarantine_retention_days: How long quarantined deltas are kept at least, unless a purge says otherwise.
     """
 
     quarantine_bucket: str | None = None
@@ -38,6 +39,7 @@ class Settings:
     max_delta_bytes: int = 2 * 1024**3
     probe_timeout_seconds: float = 60.0
     stage: str = "dev"
+    quarantine_retention_days: int = 30
 
     @classmethod
     def from_environment(cls, environment: Mapping[str, str] | None = None) -> Self:
@@ -66,6 +68,7 @@ class Settings:
 
 
 _MOST_SECONDS = 1e9
+_MOST_DAYS = 36_500
 
 
 def _depth(text: str) -> Depth:
@@ -114,6 +117,12 @@ def _bytes(text: str) -> int:
     return int(text)
 
 
+def _days(text: str) -> int:
+    if not text.isdecimal() or int(text) > _MOST_DAYS:
+        raise ValueError(f"must be a whole number of days, at most {_MOST_DAYS}")
+    return int(text)
+
+
 _VARIABLES: dict[str, tuple[str, Callable[[str], object]]] = {
     "quarantine_bucket": ("DELTAGUARD_QUARANTINE_BUCKET", _bucket),
     "quarantine_prefix": ("DELTAGUARD_QUARANTINE_PREFIX", _prefix),
@@ -123,4 +132,5 @@ _VARIABLES: dict[str, tuple[str, Callable[[str], object]]] = {
     "max_delta_bytes": ("DELTAGUARD_MAX_DELTA_BYTES", _bytes),
     "probe_timeout_seconds": ("DELTAGUARD_PROBE_TIMEOUT_SECONDS", _seconds(1)),
     "stage": ("DELTAGUARD_STAGE", str),
+    "quarantine_retention_days": ("DELTAGUARD_QUARANTINE_RETENTION_DAYS", _days),
 }

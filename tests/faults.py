@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Callable
 from typing import Any
 
 from botocore.awsrequest import AWSResponse
+from botocore.response import StreamingBody
 
 from shared.storage import Store, s3_client
 
@@ -53,4 +55,30 @@ def doing(client_hook: Callable[[Any], None]) -> Store:
     """A store that calls `client_hook` with each request before it is sent: another party acting in between."""
     client = s3_client()
     client.meta.events.register_first("before-send.s3", lambda request, **_: client_hook(request))
+    return Store(client)
+
+
+def from_the(number: int) -> Callable[[Any], bool]:
+    """A condition for the others: true of the `number`-th request, counted from 1, and of all that follow."""
+    seen = 0
+
+    def due(_: Any) -> bool:
+        nonlocal seen
+        seen += 1
+        return seen >= number
+
+    return due
+
+
+def truncating(number: int = 1) -> Store:
+    """A store of whose bodies only half arrives, from the `number`-th on."""
+    client = s3_client()
+    due = from_the(number)
+
+    def cut(parsed: dict[str, Any], **_: Any) -> None:
+        if due(None):
+            data = parsed["Body"].read()
+            parsed["Body"] = StreamingBody(io.BytesIO(data[: len(data) // 2]), len(data))
+
+    client.meta.events.register("after-call.s3.GetObject", cut)
     return Store(client)

@@ -19,6 +19,7 @@ def test_without_variables_the_defaults_hold() -> None:
         max_delta_bytes=2 * 1024**3,
         probe_timeout_seconds=60,
         stage="dev",
+        quarantine_retention_days=30,
     )
 
 
@@ -35,6 +36,8 @@ SET = [
     ("DELTAGUARD_MAX_DELTA_BYTES", "1", Settings(max_delta_bytes=1)),
     ("DELTAGUARD_PROBE_TIMEOUT_SECONDS", "1", Settings(probe_timeout_seconds=1)),
     ("DELTAGUARD_STAGE", "prod", Settings(stage="prod")),
+    ("DELTAGUARD_QUARANTINE_RETENTION_DAYS", "90", Settings(quarantine_retention_days=90)),
+    ("DELTAGUARD_QUARANTINE_RETENTION_DAYS", "0", Settings(quarantine_retention_days=0)),
 ]
 
 
@@ -58,6 +61,8 @@ def test_the_process_s_own_environment_is_read_by_default(monkeypatch: pytest.Mo
 @pytest.mark.parametrize(
     ("variable", "text", "rule"),
     [
+        ("DELTAGUARD_QUARANTINE_RETENTION_DAYS", "30d", "whole number of days"),
+        ("DELTAGUARD_QUARANTINE_RETENTION_DAYS", "40000", "at most 36500"),
         ("DELTAGUARD_QUARANTINE_BUCKET", "Not_A Bucket", "bucket"),
         ("DELTAGUARD_QUARANTINE_BUCKET", "s3://held/deltas", "bucket"),
         ("DELTAGUARD_QUARANTINE_PREFIX", "/", "must be a key prefix"),
