@@ -30,6 +30,11 @@ _LATER = {
         "List, show, restore and purge what lies in quarantine.",
         "deltaguard",
     ),
+    "policy": (
+        "scanner.policy:policy",
+        "Print the access policies of the bucket and of each role.",
+        "deltaguard",
+    ),
     "demo": (
         "local.demo:demo",
         "Watch broken deltas being caught, quarantined and refused, on this machine.",
