@@ -29,6 +29,16 @@ Exit status:
 _LATER = {
     "inspect": ("scanner.closeup:inspect", "Draw one delta, and where its damage sits.", "deltaguard"),
     "gate": ("scanner.admission:gate", "Tell whether a chunk may be merged, and what to do if not.", "deltaguard"),
+    "quarantine": (
+        "scanner.quarantine:quarantine",
+        "List, show, restore and purge what lies in quarantine.",
+        "deltaguard",
+    ),
+    "policy": (
+        "scanner.policy:policy",
+        "Print the access policies of the bucket and of each role.",
+        "deltaguard",
+    ),
     "demo": (
         "local.demo:demo",
         "Watch broken deltas being caught, quarantined and refused, on this machine.",
