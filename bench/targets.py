@@ -16,6 +16,7 @@ TARGETS: Mapping[str, Target] = {
     "probe/fresh-500": Target("cheaper", 3),
     "memory/growth": Target("as much", 1, "MB", beyond=80),
     "import/validator": Target("below", 400, "ms"),
+    "load/requests": Target("as much", 8),
 }
 """By the name of the figure."""
 
