@@ -199,7 +199,9 @@ def test_a_fault_at_any_local_file_of_a_check_is_undetermined_and_touches_nothin
         put("deltas", KEY, files)
         with local_fault(met, number) as hit:
             answer = handler(EVENT, InvocationContext())
-        ((status, codes),) = verdicts(capsys)
+        told = verdicts(capsys)
+        assert len(told) == 1, hit
+        ((status, codes),) = told
         if not hit:
             assert status == ("corrupt" if damaged else "healthy")
             break
@@ -225,8 +227,8 @@ def local_fault(at: int, number: int) -> Iterator[list[str]]:
         path = os.fsdecode(arguments[0]) if arguments and isinstance(arguments[0], (str, bytes, os.PathLike)) else ""
         if event not in ("open", "os.mkdir", "sqlite3.connect") or below not in path.removeprefix("file://"):
             return
-        if event == "open" and Path(path).is_dir():
-            return  # its removal
+        if Path(path).is_dir():
+            return  # it is there already, or being removed
         if threading.get_ident() == here and next(count) == at:
             hit.append(f"{event} {path}")
             if event == "sqlite3.connect":
