@@ -31,6 +31,7 @@ TARGETS: Mapping[str, Target] = {
     "refusal/bytes-tagged": Target("cheaper", 5),
     "refusal/thrown-away": Target("as much", 0),
     "merge-memory/growth": Target("as much", 4, "MB", beyond=80),
+    "load/requests": Target("as much", 8),
 }
 """By the name of the figure."""
 
