@@ -15,7 +15,8 @@ from botocore.exceptions import ReadTimeoutError
 from local.damage import apply_damage
 from shared.delta import DATABASE, MANIFEST, DeltaLocation, Listing
 from shared.errors import TargetError
-from shared.judgement import judge_folder, judge_stored
+from shared.folder import list_folder
+from shared.judgement import files_needed, judge_folder, judge_stored
 from shared.settings import Settings
 from shared.storage import Store
 from shared.upload import upload_delta
@@ -256,3 +257,31 @@ def test_a_manifest_is_believed_in_a_local_folder_too(
     assert judge_folder(folder, Depth.LISTING, settled).checksums_proven
     (folder / DATABASE).write_bytes(flip((folder / DATABASE).read_bytes()))
     assert codes(judge_folder(folder, Depth.LISTING, settled).verdict) == ["manifest.checksum_differs"]
+
+
+def names_read(location: DeltaLocation, depth: Depth, settings: Settings) -> list[str]:
+    """The names of the files that a judgement reads."""
+    read: list[str] = []
+
+    def look(request: Any) -> None:
+        if request.method == "GET" and "list-type" not in request.url:
+            read.append(request.url.partition(location.prefix)[2].rpartition("/")[2])
+
+    assert judge_stored(faults.doing(look), location, depth, settings).verdict.status is Status.HEALTHY
+    return read
+
+
+def test_only_what_was_flushed_is_fetched_of_the_indexes(
+    healthy_delta: Path, flushed_delta: Path, put_delta: PutDelta, settled: Settings
+) -> None:
+    assert names_read(put_delta(healthy_delta, "d/queue"), Depth.STRUCTURE, settled) == [DATABASE]
+    read = names_read(put_delta(flushed_delta, "d/flushed"), Depth.STRUCTURE, settled)
+    assert read[0] == DATABASE
+    assert {"data_level0.bin", "header.bin", "index_metadata.pickle", "length.bin"} <= set(read)
+    assert len(read) == len(set(read))
+
+
+def test_chroma_itself_gets_the_skeletons_too(healthy_delta: Path, settled: Settings) -> None:
+    listing = list_folder(healthy_delta)
+    assert [file.name for file in files_needed(listing, skeletons=True)] == list(listing.by_name)
+    assert [file.name for file in files_needed(listing, skeletons=False)] == [DATABASE]
