@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import datetime
 from email.utils import parsedate_to_datetime
@@ -76,7 +77,7 @@ class Store:
         return Listing.of(files)
 
     def walk(self, bucket: str, prefix: str, after: str = "") -> Iterator[tuple[str, DeltaFile]]:
-        """Every object below a prefix in the order of its keys, a page of 1,000 in memory at a time.
+        """Every object below a prefix in the order of its keys, two pages of 1,000 in memory at a time.
 
         Args:
             bucket: Where to look.
@@ -89,16 +90,25 @@ class Store:
         Raises:
             StorageError: A request failed.
         """
-        token = {"StartAfter": after} if after else {}
-        while True:
-            request = {"Bucket": bucket, "Prefix": prefix, **token}
-            page = self._call("listing", f"s3://{bucket}/{prefix}", self._client.list_objects_v2, request)
-            for entry in page.get("Contents", []):
-                key = entry["Key"]
-                yield key, DeltaFile(key, entry["Size"], entry["ETag"].strip('"'), entry["LastModified"])
-            if not page.get("IsTruncated"):
-                return
-            token = {"ContinuationToken": page["NextContinuationToken"]}
+        request = {"Bucket": bucket, "Prefix": prefix}
+
+        def fetch(token: dict[str, str]) -> Any:
+            return self._call("listing", f"s3://{bucket}/{prefix}", self._client.list_objects_v2, request | token)
+
+        page = fetch({"StartAfter": after} if after else {})
+        if not page.get("IsTruncated"):
+            yield from _entries(page)
+            return
+        # The next page is on its way while this one is worked on.
+        ahead = ThreadPoolExecutor(1, thread_name_prefix="list")
+        try:
+            while page.get("IsTruncated"):
+                following = ahead.submit(fetch, {"ContinuationToken": page["NextContinuationToken"]})
+                yield from _entries(page)
+                page = following.result()
+            yield from _entries(page)
+        finally:
+            ahead.shutdown(wait=False, cancel_futures=True)
 
     def holds(self, bucket: str, prefix: str) -> bool:
         """Whether there is any object below a prefix.
@@ -361,6 +371,12 @@ def s3_client() -> S3Client:
         return boto3.Session(botocore_session=core).client("s3", config=config)
     except (BotoCoreError, ValueError) as error:
         raise StorageError("check.storage", f"making an S3 client: {error}", type(error).__name__) from error
+
+
+def _entries(page: Mapping[str, Any]) -> Iterator[tuple[str, DeltaFile]]:
+    for entry in page.get("Contents", []):
+        key = entry["Key"]
+        yield key, DeltaFile(key, entry["Size"], entry["ETag"].strip('"'), entry["LastModified"])
 
 
 def _moment(text: str) -> datetime:
