@@ -6,9 +6,7 @@ is compared again here, and a delete looks before it acts where a trial has show
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
-from datetime import datetime
+from collections.abc import Mapping
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, cast
@@ -19,7 +17,8 @@ from boto3.s3.transfer import TransferConfig
 
 from shared.client import CONDITION_UNKNOWN, client_variables, s3_client, translated
 from shared.deletion import CONDITION_TRIAL, TRIAL_TEXT, Deletion
-from shared.delta import MAX_FILES, DeltaFile, DeltaLocation, Listing, StoredObject
+from shared.delta import DeltaFile, DeltaLocation, StoredObject
+from shared.enumeration import Enumeration, ObjectVersion
 from shared.errors import ObjectChanged, ObjectGone, StorageError, faults_explained
 from shared.manifest import encode_checksum
 
@@ -33,16 +32,7 @@ _TRANSFER = TransferConfig(
 )
 
 
-@dataclass(frozen=True, slots=True)
-class ObjectVersion:
-    """One version of an object; a delete marker is one that has no bytes."""
-
-    key: str
-    version: str
-    modified: datetime
-
-
-class Store:
+class Store(Enumeration):
     """S3, or a store that speaks its protocol.
 
     Args:
@@ -50,77 +40,8 @@ class Store:
     """
 
     def __init__(self, client: S3Client) -> None:
-        self._client = client
+        super().__init__(client)
         self._deletion = Deletion(client, self.head)
-
-    def list_delta(self, location: DeltaLocation) -> Listing:
-        """The objects of a delta; an empty listing where there are none.
-
-        Raises:
-            StorageError: The listing failed, or is longer than `MAX_FILES` (`check.size_cap`).
-        """
-        files: list[DeltaFile] = []
-        for key, file in self.walk(location.bucket, location.prefix):
-            name = key.removeprefix(location.prefix)
-            if name:  # a folder marker has the prefix itself as its key
-                files.append(DeltaFile(name, file.size, file.etag, file.modified))
-            if len(files) > MAX_FILES:
-                detail = f"{location.uri}: more than {MAX_FILES} objects"
-                raise StorageError("check.size_cap", detail, "TooManyObjects")
-        return Listing.of(files)
-
-    def walk(self, bucket: str, prefix: str, after: str = "") -> Iterator[tuple[str, DeltaFile]]:
-        """Every object below a prefix in the order of its keys, a page of 1,000 in memory at a time.
-
-        Args:
-            bucket: Where to look.
-            prefix: What the keys begin with.
-            after: The keys up to this one are left out, and cost no request.
-
-        Yields:
-            Key, and a `DeltaFile` whose name is that key.
-
-        Raises:
-            StorageError: A request failed.
-        """
-        token = {"StartAfter": after} if after else {}
-        while True:
-            request = {"Bucket": bucket, "Prefix": prefix, **token}
-            page = self._call("listing", f"s3://{bucket}/{prefix}", self._client.list_objects_v2, request)
-            for entry in page.get("Contents", []):
-                key = entry["Key"]
-                yield key, DeltaFile(key, entry["Size"], entry["ETag"].strip('"'), entry["LastModified"])
-            if not page.get("IsTruncated"):
-                return
-            token = {"ContinuationToken": page["NextContinuationToken"]}
-
-    def holds(self, bucket: str, prefix: str) -> bool:
-        """Whether there is any object below a prefix.
-
-        Raises:
-            ObjectGone: There is no such bucket.
-            StorageError: The request failed.
-        """
-        request = {"Bucket": bucket, "Prefix": prefix, "MaxKeys": 1}
-        page = self._call("listing", f"s3://{bucket}/{prefix}", self._client.list_objects_v2, request)
-        return bool(page.get("Contents"))
-
-    def walk_versions(self, bucket: str, prefix: str) -> Iterator[ObjectVersion]:
-        """Every version and delete marker of the objects below a prefix, in a bucket that keeps versions.
-
-        Raises:
-            StorageError: A request failed.
-        """
-        token: dict[str, str] = {}
-        while True:
-            request = {"Bucket": bucket, "Prefix": prefix, **token}
-            what = f"s3://{bucket}/{prefix}"
-            page = self._call("listing the versions of", what, self._client.list_object_versions, request)
-            for entry in (*page.get("DeleteMarkers", []), *page.get("Versions", [])):
-                yield ObjectVersion(entry["Key"], entry["VersionId"], entry["LastModified"])
-            if not page.get("IsTruncated"):
-                return
-            token = {"KeyMarker": page["NextKeyMarker"], "VersionIdMarker": page["NextVersionIdMarker"]}
 
     def head(self, bucket: str, key: str) -> StoredObject:
         """Size, ETag, version and stored checksum of an object.
@@ -377,9 +298,6 @@ class Store:
             answer["Body"].close()
             raise ObjectChanged("check.changed", f"{doing} {what}: it has another ETag than when it was listed", "ETag")
         return answer["Body"]
-
-    def _call(self, doing: str, what: str, operation: Callable[..., Any], request: Mapping[str, Any]) -> Any:
-        return translated(doing, what, lambda: operation(**request))
 
 
 def _small_object(bucket: str, key: str, data: bytes) -> dict[str, Any]:
