@@ -11,12 +11,13 @@ import logging
 import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import boto3
 from moto.server import ThreadedMotoServer
 
+from local.poller import Delivery, Queue, deliver
+from local.shim import InvocationContext
 from shared.delta import DATABASE, MANIFEST
 
 if TYPE_CHECKING:
@@ -27,34 +28,14 @@ Handler = Callable[[object, Any], dict[str, list[dict[str, str]]]]
 
 _MAX_RECEIVES = 20
 _BATCH = 10
-_ENVIRONMENT = {
+REACHED = {
     "AWS_ACCESS_KEY_ID": "local",
     "AWS_SECRET_ACCESS_KEY": "local",  # moto accepts any
     "AWS_DEFAULT_REGION": "us-east-1",
     "AWS_XRAY_SDK_ENABLED": "false",
 }
+"""The environment in which boto3 reaches a local server, but for its URL."""
 _HIDDEN = ("AWS_PROFILE", "AWS_SESSION_TOKEN", "AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL_SQS", "AWS_REGION")
-
-
-class InvocationContext:
-    """The part of Lambda's context that a handler asks: how much time is left."""
-
-    function_name = "deltaguard-validator"
-    memory_limit_in_mb = 1024
-    invoked_function_arn = "arn:aws:lambda:us-east-1:123456789012:function:deltaguard-validator"
-    aws_request_id = "local"
-
-    def get_remaining_time_in_millis(self) -> int:
-        """Milliseconds until Lambda would end the invocation."""
-        return 300_000
-
-
-@dataclass(frozen=True, slots=True)
-class Delivery:
-    """One batch that a handler was given: how many messages, and how many of them must come back."""
-
-    messages: int
-    failed: int
 
 
 class LocalStack:
@@ -92,18 +73,8 @@ class LocalStack:
 
     def deliver(self, handler: Handler) -> Delivery | None:
         """Gives the handler one batch of messages. Returns None when the queue has none to give now."""
-        received = self._sqs.receive_message(
-            QueueUrl=self._queue, MaxNumberOfMessages=_BATCH, WaitTimeSeconds=0, AttributeNames=["All"]
-        ).get("Messages", [])
-        if not received:
-            return None
-        event = {"Records": [_sqs_record(message, self._arn(self._queue)) for message in received]}
-        answer = handler(event, InvocationContext())
-        failed = {failure["itemIdentifier"] for failure in answer["batchItemFailures"]}
-        for message in received:
-            if message["MessageId"] not in failed:
-                self._sqs.delete_message(QueueUrl=self._queue, ReceiptHandle=message["ReceiptHandle"])
-        return Delivery(len(received), len(failed))
+        queue = Queue(self._queue, self._arn(self._queue), _BATCH)
+        return deliver(self._sqs, queue, lambda event: handler(event, InvocationContext()))
 
     def waiting(self) -> tuple[int, int]:
         """How many messages are in the queue, hidden ones included, and how many in the dead-letter queue."""
@@ -126,20 +97,26 @@ def running_stack(bucket: str, **settings: str) -> Iterator[LocalStack]:
         bucket: Name of its bucket.
         settings: More environment variables, such as `DELTAGUARD_SETTLE_SECONDS`.
     """
+    with moto_server() as endpoint, environment({**REACHED, "AWS_ENDPOINT_URL": endpoint, **settings}):
+        yield LocalStack(endpoint, bucket)
+
+
+@contextmanager
+def moto_server(port: int = 0) -> Iterator[str]:
+    """A moto server on the loopback interface; 0 is any free port. Yields its URL."""
     logging.getLogger("werkzeug").setLevel(logging.ERROR)
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=port, verbose=False)
     server.start()
-    _, port = server.get_host_and_port()
-    endpoint = f"http://127.0.0.1:{port}"
     try:
-        with _environment({**_ENVIRONMENT, "AWS_ENDPOINT_URL": endpoint, **settings}):
-            yield LocalStack(endpoint, bucket)
+        _, port = server.get_host_and_port()
+        yield f"http://127.0.0.1:{port}"
     finally:
         server.stop()
 
 
 @contextmanager
-def _environment(variables: Mapping[str, str]) -> Iterator[None]:
+def environment(variables: Mapping[str, str]) -> Iterator[None]:
+    """Sets environment variables, and hides those that would lead boto3 elsewhere, inside the block."""
     before = dict(os.environ)
     for name in _HIDDEN:
         os.environ.pop(name, None)
@@ -149,17 +126,3 @@ def _environment(variables: Mapping[str, str]) -> Iterator[None]:
     finally:
         os.environ.clear()
         os.environ.update(before)
-
-
-def _sqs_record(message: Mapping[str, Any], arn: str) -> dict[str, Any]:
-    """A received message as Lambda's event source mapping writes it."""
-    return {
-        "messageId": message["MessageId"],
-        "receiptHandle": message["ReceiptHandle"],
-        "body": message["Body"],
-        "attributes": message.get("Attributes", {}),
-        "messageAttributes": {},
-        "eventSource": "aws:sqs",
-        "eventSourceARN": arn,
-        "awsRegion": "us-east-1",
-    }

@@ -25,6 +25,11 @@ Exit status:
 """
 
 _LATER = {
+    "upload": (
+        "scanner.upload:upload",
+        "Upload a closed Chroma directory as a delta, whole or not at all.",
+        "deltaguard",
+    ),
     "demo": (
         "local.demo:demo",
         "Watch broken deltas being caught, quarantined and refused, on this machine.",
