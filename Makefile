@@ -48,7 +48,7 @@ types: $(STAMP)  ## mypy --strict
 imports: $(STAMP)  ## the one-way order of the rooms
 	@$(BIN)/lint-imports
 
-docs: $(STAMP)  ## write the pages anew that are made from the code
+docs: $(STAMP)  ## write the files anew that are made from the code
 	@$(BIN)/python -m local.reference
 
 check: lint types imports test  ## everything CI does

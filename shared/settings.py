@@ -124,3 +124,6 @@ _VARIABLES: dict[str, tuple[str, Callable[[str], object]]] = {
     "probe_timeout_seconds": ("DELTAGUARD_PROBE_TIMEOUT_SECONDS", _seconds(1)),
     "stage": ("DELTAGUARD_STAGE", str),
 }
+
+VARIABLES: Mapping[str, str] = {field: variable for field, (variable, _) in _VARIABLES.items()}
+"""The environment variable of each setting."""
