@@ -288,7 +288,7 @@ def _notify(resources: Mapping[str, Any], made: Mapping[str, str]) -> None:
                 "Filter": {
                     "Key": {
                         "FilterRules": [
-                            filter_ for filter_ in rule["Filter"]["S3Key"]["Rules"] if filter_["Name"] == "suffix"
+                            filter_ for filter_ in rule["Filter"]["S3Key"]["Rules"] if filter_.get("Name") == "suffix"
                         ]
                     }
                 },

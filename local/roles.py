@@ -16,6 +16,20 @@ _BUCKETS = {
 """The buckets by the names that stand for them below, new ones or given ones."""
 
 
+def _substituted(statement: Statement) -> Statement:
+    if "Resource" not in statement:
+        return statement
+    return {**statement, "Resource": [_resolved(resource) for resource in statement["Resource"]]}
+
+
+def _resolved(resource: str) -> Any:
+    """A resource whose placeholders CloudFormation fills in."""
+    used = {name: value for name, value in _BUCKETS.items() if f"${{{name}}}" in resource}
+    if used:
+        return {"Fn::Sub": [resource, used]}
+    return {"Fn::Sub": resource} if "${" in resource else resource
+
+
 def _allow(sid: str, actions: list[str], *resources: str) -> Statement:
     return {"Sid": sid, "Effect": "Allow", "Action": actions, "Resource": list(resources)}
 
@@ -30,33 +44,42 @@ def _listing(*buckets: str) -> Statement:
 
 _READ_RECORDS = _allow("ReadRecords", ["s3:GetObject"], f"{_bucket(_QUARANTINE)}/quarantine/*")
 _READ_DELTAS = _allow("ReadDeltas", ["s3:GetObject", "s3:GetObjectTagging"], f"{_bucket(_DELTAS)}/*")
-_TELL = _allow(
-    "Tell", ["events:PutEvents"], "arn:${AWS::Partition}:events:${AWS::Region}:${AWS::AccountId}:event-bus/default"
-)
+_HERE = "${{AWS::Partition}}:{}:${{AWS::Region}}:${{AWS::AccountId}}"
+_TELL = _allow("Tell", ["events:PutEvents"], f"arn:{_HERE.format('events')}:event-bus/default")
 
 
-def _receiving(queue: str, *more: str) -> Statement:
-    actions = ["sqs:ReceiveMessage", "sqs:DeleteMessage", "sqs:GetQueueAttributes", *more]
+def _where(condition: str, statement: Statement) -> Statement:
+    """A statement that counts only where a condition of the template holds."""
+    return {"Fn::If": [condition, _substituted(statement), {"Ref": "AWS::NoValue"}]}
+
+
+def _receiving(queue: str) -> Statement:
+    actions = ["sqs:ReceiveMessage", "sqs:DeleteMessage", "sqs:GetQueueAttributes", "sqs:ChangeMessageVisibility"]
     return _allow("Receive", actions, f"${{{queue}.Arn}}")
 
 
+_CONSEQUENCES = (
+    _allow(
+        "JudgeAndQuarantine",
+        ["s3:GetObject", "s3:GetObjectTagging", "s3:PutObjectTagging", "s3:DeleteObject"],
+        f"{_bucket(_DELTAS)}/*",
+    ),
+    _allow("Keep", ["s3:GetObject", "s3:PutObject", "s3:PutObjectTagging"], f"{_bucket(_QUARANTINE)}/quarantine/*"),
+    _allow("Resubmit", ["sqs:SendMessage"], "${ResubmitQueue.Arn}"),
+    _TELL,
+)
+
 FUNCTIONS: Mapping[str, list[Statement]] = {
     "validator": [
-        _receiving("DeltasQueue", "sqs:ChangeMessageVisibility"),
+        _receiving("DeltasQueue"),
         _listing(_DELTAS, _QUARANTINE),
-        _allow(
-            "JudgeAndQuarantine",
-            ["s3:GetObject", "s3:GetObjectTagging", "s3:PutObjectTagging", "s3:DeleteObject"],
-            f"{_bucket(_DELTAS)}/*",
-        ),
-        _allow("Keep", ["s3:GetObject", "s3:PutObject", "s3:PutObjectTagging"], f"{_bucket(_QUARANTINE)}/quarantine/*"),
-        _allow("Resubmit", ["sqs:SendMessage"], "${ResubmitQueue.Arn}"),
-        _TELL,
+        *_CONSEQUENCES,
     ],
     "scanner": [
-        _listing(_DELTAS),
+        _listing(_DELTAS, _QUARANTINE),
         _READ_DELTAS,
         _allow("WriteResults", ["s3:PutObject"], f"{_bucket(_QUARANTINE)}/results/*"),
+        *(_where("ScannerQuarantines", statement) for statement in _CONSEQUENCES),
     ],
     "compaction": [
         _listing(_DELTAS, _QUARANTINE),
@@ -67,6 +90,11 @@ FUNCTIONS: Mapping[str, list[Statement]] = {
     ],
     "resubmission": [
         _receiving("ResubmitQueue"),
+        _where(
+            "ResubmitsByQueue",
+            _allow("StartByQueue", ["sqs:SendMessage"], f"arn:{_HERE.format('sqs')}:${{ResubmitQueueName}}"),
+        ),
+        _where("ResubmitsByStateMachine", _allow("Start", ["states:StartExecution"], "${ResubmitStateMachine}")),
         _listing(_QUARANTINE),
         _allow("Remember", ["s3:GetObject", "s3:PutObject"], f"{_bucket(_QUARANTINE)}/quarantine/resubmissions/*"),
         _TELL,
@@ -82,8 +110,7 @@ def roles() -> str:
 
 
 def _role(name: str, statements: list[Statement]) -> dict[str, Any]:
-    account = "${AWS::Partition}:logs:${AWS::Region}:${AWS::AccountId}"
-    group = f"arn:{account}:log-group:/aws/lambda/deltaguard-${{sls:stage}}-{name}"
+    group = f"arn:{_HERE.format('logs')}:log-group:/aws/lambda/deltaguard-${{sls:stage}}-{name}"
     own = [
         _allow("Log", ["logs:CreateLogStream", "logs:PutLogEvents"], f"{group}:*"),
         # X-Ray knows no resources: https://docs.aws.amazon.com/service-authorization/latest/reference/list_awsx-ray.html
@@ -104,15 +131,3 @@ def _role(name: str, statements: list[Statement]) -> dict[str, Any]:
 
 def _document(statements: list[Statement]) -> dict[str, Any]:
     return {"Version": "2012-10-17", "Statement": statements}
-
-
-def _substituted(statement: Statement) -> Statement:
-    return {**statement, "Resource": [_resolved(resource) for resource in statement["Resource"]]}
-
-
-def _resolved(resource: str) -> Any:
-    """A resource whose placeholders CloudFormation fills in."""
-    used = {name: value for name, value in _BUCKETS.items() if f"${{{name}}}" in resource}
-    if used:
-        return {"Fn::Sub": [resource, used]}
-    return {"Fn::Sub": resource} if "${" in resource else resource

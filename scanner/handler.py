@@ -17,12 +17,14 @@ from scanner.judge import Judge
 from scanner.scan import MAX_JOBS, Tally, default_jobs, judge_all
 from scanner.targets import StoredRoot, deltas_below, require_bucket, root_named
 from shared.delta import DeltaLocation, parse_s3_uri
-from shared.errors import CouldNotCheck, StorageError, TargetError
-from shared.judgement import judge_stored
+from shared.errors import CouldNotCheck, MessagingError, StorageError, TargetError
+from shared.judgement import Judgement, judge_stored
+from shared.messaging import current_messaging
+from shared.outbox import tell_of_quarantine
 from shared.quarantine import quarantine
 from shared.scratch import scratch_folder, sweep_scratch
 from shared.settings import Settings
-from shared.telemetry import count, logger, traced
+from shared.telemetry import logger, traced
 from shared.verdict import Depth, Status, Verdict
 
 _COMPONENT = "scanner"
@@ -134,16 +136,16 @@ class _Scan:
             self._quarantine(location, judgement)
         return judgement.verdict
 
-    def _quarantine(self, location: DeltaLocation, judgement: Any) -> None:
+    def _quarantine(self, location: DeltaLocation, judgement: Judgement) -> None:
         try:
             done = quarantine(self.judge.store, location, judgement, self._settings)
-        except StorageError as error:
+            tell_of_quarantine(self.judge.store, current_messaging(), location, self._settings, _COMPONENT)
+        except (StorageError, MessagingError) as error:
             self._tally.unfinished = True
-            logger.error("Quarantine not finished", extra={"delta": location.uri, "reason": str(error)})
+            logger.error("Quarantine not finished, or not told of", extra={"delta": location.uri, "reason": str(error)})
             return
         with self._lock:
             self._quarantined += 1
-        count(_COMPONENT, self._settings.stage, "DeltasQuarantined")
         logger.error("Delta quarantined", extra={"delta": location.uri, "quarantine": done.place.uri})
 
 

@@ -49,6 +49,19 @@ class ObjectChanged(StorageError):
     """The object is no longer the one that was listed: its ETag differs (HTTP 412)."""
 
 
+class MessagingError(DeltaguardError):
+    """A request to SQS, EventBridge or Step Functions failed.
+
+    Args:
+        detail: What was tried, where, and what came back.
+        aws_code: The service's error code, or the exception's name.
+    """
+
+    def __init__(self, detail: str, aws_code: str) -> None:
+        super().__init__(detail)
+        self.aws_code = aws_code
+
+
 class UploadFailed(DeltaguardError):
     """A delta did not arrive whole after all attempts; what had been uploaded was removed again."""
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from shared import tags as verdict_tags
 from shared.delta import DATABASE, MANIFEST, DeltaLocation, Listing, is_chroma_file
@@ -25,6 +25,15 @@ if TYPE_CHECKING:  # a local check needs no boto3
     from shared.storage import Store
 
 
+Step = Callable[[str], AbstractContextManager[Any]]
+"""Opens a block around one step (`list`, `download`, `inspect`, `probe`), such as a trace of it."""
+
+
+def clock() -> datetime:
+    """The time by which a delta settles; that of the store is about the same."""
+    return datetime.now(UTC)
+
+
 @dataclass(frozen=True, slots=True)
 class Judgement:
     """A verdict with what it stands on.
@@ -35,6 +44,7 @@ class Judgement:
         manifest: The manifest among them, if there is one that can be read.
         checksums_proven: Whether every file of the manifest was compared by its checksum.
         by_tag: Whether a tag gave the answer, and nothing was read.
+        settles_at: When it makes sense to look at an `incomplete` delta again; None when time alone settles nothing.
     """
 
     verdict: Verdict
@@ -42,6 +52,7 @@ class Judgement:
     manifest: Manifest | None
     checksums_proven: bool
     by_tag: bool
+    settles_at: datetime | None = None
 
     @property
     def gone(self) -> bool:
@@ -58,6 +69,7 @@ def judge_stored(
     await_arrival: bool = False,
     trust_tags: bool = False,
     listing: Listing | None = None,
+    step: Step = nullcontext,
 ) -> Judgement:
     """Judges a delta in S3. Whatever cannot be checked is part of the verdict; nothing is raised for it.
 
@@ -70,24 +82,28 @@ def judge_stored(
             judged now, and only what a file still to come would cure counts as awaited instead of corrupt.
         trust_tags: Whether a `healthy` tag that belongs to exactly these objects and to this depth is an answer.
         listing: Its objects where they were listed a moment ago, which saves the request.
+        step: Put around each step; by default nothing is.
     """
     work = _Work(location.uri, depth)
     try:
-        work.listing = listing or store.list_delta(location)
+        with step("list"):
+            work.listing = listing or store.list_delta(location)
         if trust_tags and _tagged_healthy(store, location, work.listing, depth):
             work.by_tag = True
             return work.judgement()
         work.read_manifest(lambda length: store.read(location.bucket, location.key(MANIFEST), length))
-        awaited = _awaited(work.listing, work.manifest, settings, datetime.now(UTC))
+        awaited = _awaited(work.listing, work.manifest, settings, clock())
         if awaited and await_arrival:
             work.observed += awaited
+            work.settles_at = settling_ends(work.listing, settings) if awaited[0].code == "arrival.settling" else None
             return work.judgement()
         if work.manifest is not None:
             most = settings.max_delta_bytes
             work.checksums = _stored_checksums(store, location, work.listing, work.manifest, most)
         with ExitStack() as scratch:
-            content = _StoredContent(store, location, work.listing, settings.max_delta_bytes, scratch)
-            work.examine(content, settings.probe_timeout_seconds)
+            content = _StoredContent(store, location, work.listing, settings.max_delta_bytes, scratch, step)
+            with step("inspect"):
+                work.examine(content, settings.probe_timeout_seconds, step)
         if awaited:
             work.observed = _excused(work.observed, awaited)
     except CouldNotCheck as fault:
@@ -128,6 +144,7 @@ class _Work:
     observed: list[Finding] = field(default_factory=list)
     examination: Examination = field(default_factory=Examination)
     by_tag: bool = False
+    settles_at: datetime | None = None
     started: float = field(default_factory=time.perf_counter)
 
     def read_manifest(self, read: Callable[[int], bytes]) -> None:
@@ -138,14 +155,14 @@ class _Work:
         except ValueError as error:
             self.observed.append(Finding("manifest.unreadable", MANIFEST, str(error)))
 
-    def examine(self, content: Content, probe_seconds: float) -> None:
+    def examine(self, content: Content, probe_seconds: float, step: Step = nullcontext) -> None:
         if self.manifest is not None:
             self.observed += compare_listing(self.manifest, self.listing)
             self.observed += compare_checksums(self.manifest, self.checksums)
         # What the manifest proves needs no second opinion from Chroma, but the structure tells where the damage sits.
         proven = status_of(self.observed) is Status.CORRUPT
         depth = Depth.STRUCTURE if proven and self.depth is Depth.OPEN else self.depth
-        self.examination = examine(self.listing, content, depth, probe_seconds)
+        self.examination = examine(self.listing, content, depth, probe_seconds, step)
         self.observed += self.examination.observed
         if self.manifest is not None and self.depth.includes(Depth.STRUCTURE):
             self._compare_contents(self.manifest, content)
@@ -174,7 +191,7 @@ class _Work:
             self.examination.versions,
         )
         proven = self.manifest is not None and all(file.name in self.checksums for file in self.manifest.files)
-        return Judgement(verdict, self.listing, self.manifest, proven, self.by_tag)
+        return Judgement(verdict, self.listing, self.manifest, proven, self.by_tag, self.settles_at)
 
 
 class _StoredContent:
@@ -183,13 +200,14 @@ class _StoredContent:
     private = True
 
     def __init__(
-        self, store: Store, location: DeltaLocation, listing: Listing, max_bytes: int, scratch: ExitStack
+        self, store: Store, location: DeltaLocation, listing: Listing, max_bytes: int, scratch: ExitStack, step: Step
     ) -> None:
         self._store = store
         self._location = location
         self._listing = listing
         self._max_bytes = max_bytes
         self._scratch = scratch
+        self._step = step
         self._folder: Path | None = None
 
     def head(self, name: str, length: int) -> bytes:
@@ -202,14 +220,18 @@ class _StoredContent:
         if self._folder is None:
             check_size(self._listing, self._max_bytes)
             folder = self._scratch.enter_context(scratch_folder())
-            for file in self._listing.files:
-                if is_chroma_file(file.name):  # other names are never written, so none can leave the folder
-                    target = folder / file.name
-                    with faults_explained("making a scratch folder for an index"):
-                        target.parent.mkdir(exist_ok=True)
-                    self._store.download(self._location, file, target)
+            with self._step("download"):
+                self._download(folder)
             self._folder = folder
         return self._folder
+
+    def _download(self, folder: Path) -> None:
+        for file in self._listing.files:
+            if is_chroma_file(file.name):  # other names are never written, so none can leave the folder
+                target = folder / file.name
+                with faults_explained("making a scratch folder for an index"):
+                    target.parent.mkdir(exist_ok=True)
+                self._store.download(self._location, file, target)
 
 
 def _tagged_healthy(store: Store, location: DeltaLocation, listing: Listing, depth: Depth) -> bool:
@@ -222,6 +244,11 @@ def _tagged_healthy(store: Store, location: DeltaLocation, listing: Listing, dep
     return known is not None and known.includes(depth)
 
 
+def settling_ends(listing: Listing, settings: Settings) -> datetime | None:
+    """When a delta counts as whole if nothing more arrives; None for an empty listing."""
+    return listing.newest and listing.newest + timedelta(seconds=settings.settle_seconds)
+
+
 def _awaited(listing: Listing, manifest: Manifest | None, settings: Settings, now: datetime) -> list[Finding]:
     """Why more files may still arrive; empty when the delta is all there.
 
@@ -230,8 +257,8 @@ def _awaited(listing: Listing, manifest: Manifest | None, settings: Settings, no
     """
     if settings.manifest_required and manifest is None:
         return [Finding("arrival.manifest_awaited", MANIFEST, "not there, and DELTAGUARD_MANIFEST is required")]
-    newest = listing.newest
-    if newest is None or now - newest >= timedelta(seconds=settings.settle_seconds):
+    newest, settled_at = listing.newest, settling_ends(listing, settings)
+    if newest is None or settled_at is None or now >= settled_at:
         return []
     if manifest is not None:
         missing = [file.name for file in manifest.files if file.name not in listing.by_name]

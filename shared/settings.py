@@ -6,6 +6,7 @@ AWS's own variables (`AWS_ENDPOINT_URL`, region, credentials) are boto3's to rea
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Self
@@ -28,6 +29,10 @@ class Settings:
         max_delta_bytes: A larger delta is not downloaded: `undetermined`.
         probe_timeout_seconds: How long Chroma may take over one delta.
         stage: Deployment stage, a dimension of every metric.
+        event_bus: Name or ARN of the EventBridge bus that is told; None: nobody is.
+        resubmit_queue_url: SQS queue for requests to process the batch of a corrupt delta again; None: none are made.
+        resubmit_target: What such a request starts: URL of an SQS queue, or ARN of a state machine.
+        max_resubmissions: How often one batch is started again before a person is told instead.
     """
 
     quarantine_bucket: str | None = None
@@ -38,6 +43,10 @@ class Settings:
     max_delta_bytes: int = 2 * 1024**3
     probe_timeout_seconds: float = 60.0
     stage: str = "dev"
+    event_bus: str | None = None
+    resubmit_queue_url: str | None = None
+    resubmit_target: str | None = None
+    max_resubmissions: int = 3
 
     @classmethod
     def from_environment(cls, environment: Mapping[str, str] | None = None) -> Self:
@@ -114,6 +123,36 @@ def _bytes(text: str) -> int:
     return int(text)
 
 
+_BUS = re.compile(r"[A-Za-z0-9/._-]{1,256}|arn:aws[a-z-]*:events:[a-z0-9-]+:\d{12}:event-bus/[A-Za-z0-9/._-]{1,256}")
+_QUEUE_URL = re.compile(r"https?://[^\s/]+/\d{12}/[A-Za-z0-9_-]{1,80}(\.fifo)?")
+_STATE_MACHINE = re.compile(r"arn:aws[a-z-]*:states:[a-z0-9-]+:\d{12}:stateMachine:[A-Za-z0-9_:-]{1,160}")
+_MOST_RESUBMISSIONS = 100
+
+
+def _bus(text: str) -> str:
+    if not _BUS.fullmatch(text):
+        raise ValueError("must be the name or the ARN of an event bus")
+    return text
+
+
+def _queue_url(text: str) -> str:
+    if not _QUEUE_URL.fullmatch(text):
+        raise ValueError("must be the URL of an SQS queue, https://host/account/name")
+    return text
+
+
+def _target(text: str) -> str:
+    if not _QUEUE_URL.fullmatch(text) and not _STATE_MACHINE.fullmatch(text):
+        raise ValueError("must be the URL of an SQS queue or the ARN of a state machine")
+    return text
+
+
+def _resubmissions(text: str) -> int:
+    if not re.fullmatch(r"\d{1,3}", text, re.ASCII) or int(text) > _MOST_RESUBMISSIONS:
+        raise ValueError(f"must be a whole number from 0 to {_MOST_RESUBMISSIONS}")
+    return int(text)
+
+
 _VARIABLES: dict[str, tuple[str, Callable[[str], object]]] = {
     "quarantine_bucket": ("DELTAGUARD_QUARANTINE_BUCKET", _bucket),
     "quarantine_prefix": ("DELTAGUARD_QUARANTINE_PREFIX", _prefix),
@@ -123,6 +162,10 @@ _VARIABLES: dict[str, tuple[str, Callable[[str], object]]] = {
     "max_delta_bytes": ("DELTAGUARD_MAX_DELTA_BYTES", _bytes),
     "probe_timeout_seconds": ("DELTAGUARD_PROBE_TIMEOUT_SECONDS", _seconds(1)),
     "stage": ("DELTAGUARD_STAGE", str),
+    "event_bus": ("DELTAGUARD_EVENT_BUS", _bus),
+    "resubmit_queue_url": ("DELTAGUARD_RESUBMIT_QUEUE_URL", _queue_url),
+    "resubmit_target": ("DELTAGUARD_RESUBMIT_TARGET", _target),
+    "max_resubmissions": ("DELTAGUARD_MAX_RESUBMISSIONS", _resubmissions),
 }
 
 VARIABLES: Mapping[str, str] = {field: variable for field, (variable, _) in _VARIABLES.items()}

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache
 from typing import TextIO
@@ -50,13 +50,17 @@ def use_stderr() -> None:
 
 
 @contextmanager
-def traced(name: str, **annotations: str) -> Iterator[None]:
-    """An X-Ray subsegment around the block, with searchable annotations. Does nothing where tracing is off."""
+def traced(name: str, **annotations: str) -> Iterator[Callable[[str, str], None]]:
+    """An X-Ray subsegment around the block, with searchable annotations. Does nothing where tracing is off.
+
+    Yields:
+        A function that adds an annotation which is only known later: its name and its value.
+    """
     tracer = _tracer()
     with tracer.provider.in_subsegment(name=f"## {name}"):
         for key, value in annotations.items():
             tracer.put_annotation(key, value)
-        yield
+        yield tracer.put_annotation
 
 
 @cache

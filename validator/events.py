@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import unquote_plus
 
@@ -24,15 +24,34 @@ class EventError(DeltaguardError):
 
 
 @dataclass(frozen=True, slots=True)
+class Receipt:
+    """One receive of a message from an SQS queue.
+
+    Args:
+        id: The message's id, which a partial batch response names.
+        queue: ARN of the queue.
+        handle: What its visibility is changed with; None where the event has none.
+        receives: How often the message was received, this time included.
+    """
+
+    id: str
+    queue: str = ""
+    handle: str | None = None
+    receives: int = 1
+
+
+@dataclass(frozen=True, slots=True)
 class Message:
     """One message: its id in the queue (None for an event that came without one), and the deltas it is about.
 
     `problem` says why it could not be read; such a message has no deltas and belongs in the dead-letter queue.
+    Two messages are equal when they say the same, whenever they were received.
     """
 
     id: str | None
     deltas: tuple[DeltaLocation, ...]
     problem: str | None = None
+    receipt: Receipt | None = field(default=None, compare=False)
 
 
 def read_event(event: object) -> list[Message]:
@@ -51,10 +70,29 @@ def read_event(event: object) -> list[Message]:
     return [Message(None, _deltas(event))]
 
 
-def _read_message(record: Any) -> Message:
-    id_ = str(record.get("messageId", "")) if isinstance(record, Mapping) else ""
+def receipt_of(record: object) -> Receipt:
+    """The receipt in one record of an SQS event.
+
+    Raises:
+        EventError: The record has no `messageId`, so nothing could be answered about it.
+    """
+    fields = record if isinstance(record, Mapping) else {}
+    id_ = str(fields.get("messageId", ""))
     if not id_:
         raise EventError("an SQS record without a messageId")
+    attributes = fields.get("attributes")
+    received = str(attributes.get("ApproximateReceiveCount", "1")) if isinstance(attributes, Mapping) else "1"
+    handle = fields.get("receiptHandle")
+    return Receipt(
+        id_,
+        str(fields.get("eventSourceARN", "")),
+        str(handle) if handle else None,
+        max(1, int(received[:9])) if received.isascii() and received.isdecimal() else 1,
+    )
+
+
+def _read_message(record: Any) -> Message:
+    receipt = receipt_of(record)
     try:
         body = json.loads(record["body"])
         if not isinstance(body, Mapping):
@@ -63,9 +101,9 @@ def _read_message(record: Any) -> Message:
             body = json.loads(body["Message"])
             if not isinstance(body, Mapping):
                 raise EventError(f"its SNS message is a {type(body).__name__}")
-        return Message(id_, _deltas(body))
+        return Message(receipt.id, _deltas(body), receipt=receipt)
     except (EventError, ValueError, KeyError, TypeError, RecursionError) as error:
-        return Message(id_, (), f"message {id_} holds no S3 event: {error}")
+        return Message(receipt.id, (), f"message {receipt.id} holds no S3 event: {error}", receipt)
 
 
 def _deltas(event: Mapping[str, Any]) -> tuple[DeltaLocation, ...]:

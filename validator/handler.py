@@ -2,22 +2,33 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+import random
+from dataclasses import dataclass, replace
+from datetime import datetime
 from typing import Any
 
 from shared.delta import DeltaLocation
-from shared.errors import CouldNotCheck, StorageError
-from shared.judgement import judge_stored
+from shared.errors import CouldNotCheck, DeltaguardError
+from shared.judgement import clock, judge_stored
+from shared.messaging import Messaging, current_messaging
 from shared.quarantine import is_quarantined
 from shared.scratch import sweep_scratch
 from shared.settings import Settings
 from shared.storage import Store, current_store
 from shared.telemetry import logger, traced
 from validator.events import Message, read_event
+from validator.redelivery import put_off, seconds_until
 from validator.response import respond
 
 _RESERVE_SECONDS = 10.0
 _PROBES = 2  # a probe that fails is repeated once, and the second may take as long as the first
+
+
+@dataclass(frozen=True, slots=True)
+class _Again:
+    """A delta must be looked at again: at this moment, or after a pause."""
+
+    at: datetime | None = None
 
 
 def handler(event: object, context: Any) -> dict[str, list[dict[str, str]]]:
@@ -28,8 +39,8 @@ def handler(event: object, context: Any) -> dict[str, list[dict[str, str]]]:
         context: Lambda's; its remaining time bounds the work. None counts as unbounded.
 
     Returns:
-        A partial batch response: the SQS messages that must come back, because a delta of theirs is still arriving or
-        could not be checked.
+        A partial batch response: the SQS messages that must come back, because a delta of theirs is still arriving,
+        could not be checked, or could not be told of. Each is hidden until that makes sense.
 
     Raises:
         CouldNotCheck: The same for an event that came without a queue; Lambda then delivers it again.
@@ -39,42 +50,57 @@ def handler(event: object, context: Any) -> dict[str, list[dict[str, str]]]:
     settings = Settings.from_environment()
     sweep_scratch()
     messages = read_event(event)
-    for message in messages:
-        if message.problem:
-            logger.error("Message cannot be read", extra={"reason": message.problem})
-    store = current_store()
-    settled = {location: _settle(store, location, settings, context) for location in _locations(messages)}
-    unsettled = [m for m in messages if m.problem or not all(settled[location] for location in m.deltas)]
-    if any(message.id is None for message in unsettled):
-        names = ", ".join(location.uri for location, done in settled.items() if not done)
+    store, messaging = current_store(), current_messaging()
+    unsettled: dict[DeltaLocation, _Again] = {}
+    for location in dict.fromkeys(location for message in messages for location in message.deltas):
+        again = _settle(store, messaging, location, settings, context)
+        if again is not None:
+            unsettled[location] = again
+    failed = [message for message in messages if message.problem or not unsettled.keys().isdisjoint(message.deltas)]
+    if any(message.id is None for message in failed):
+        names = ", ".join(location.uri for location in unsettled)
         raise CouldNotCheck("check.storage", f"not settled, to be delivered again: {names}")
-    return {"batchItemFailures": [{"itemIdentifier": str(message.id)} for message in unsettled]}
+    for message in failed:
+        _return(messaging, message, unsettled)
+    return {"batchItemFailures": [{"itemIdentifier": str(message.id)} for message in failed]}
 
 
-def _locations(messages: list[Message]) -> list[DeltaLocation]:
-    """Each delta once, however many messages and records are about it."""
-    return list(dict.fromkeys(location for message in messages for location in message.deltas))
-
-
-def _settle(store: Store, location: DeltaLocation, settings: Settings, context: Any) -> bool:
-    """Judges one delta and acts on it. Returns False when it must be looked at again."""
+def _settle(
+    store: Store, messaging: Messaging, location: DeltaLocation, settings: Settings, context: Any
+) -> _Again | None:
+    """Judges one delta and acts on it. Returns when it must be looked at again, or None when it is settled."""
     if is_quarantined(location, settings):
-        return True
+        return None
     seconds = _seconds_left(context)
     if seconds < 1:
         logger.warning("No time left for this delta", extra={"delta": location.uri})
-        return False
+        return _Again(clock())
     limited = replace(settings, probe_timeout_seconds=min(settings.probe_timeout_seconds, seconds / _PROBES))
     logger.info("Validating uploaded delta...", extra={"delta": location.uri, "depth": settings.depth.value})
     try:
-        with traced("validate", delta_id=location.delta_id):
-            judgement = judge_stored(store, location, settings.depth, limited, await_arrival=True, trust_tags=True)
-        if judgement.gone or judgement.by_tag:  # a late or repeated event: what it tells of was dealt with
-            return True
-        return respond(store, location, judgement, settings)
-    except StorageError as error:
-        logger.error("Quarantine not finished, it will be", extra={"delta": location.uri, "reason": str(error)})
-        return False
+        with traced("validate", delta_id=location.delta_id) as annotate:
+            judgement = judge_stored(
+                store, location, settings.depth, limited, await_arrival=True, trust_tags=True, step=traced
+            )
+            annotate("status", judgement.verdict.status.value)
+            done = respond(store, messaging, location, judgement, settings)
+    except DeltaguardError as error:
+        logger.error("Delta not finished, it will be", extra={"delta": location.uri, "reason": str(error)})
+        return _Again()
+    except Exception:  # noqa: BLE001 -- a bug met by one delta must not hold up the others of its batch
+        logger.exception("Delta not finished: a bug", extra={"delta": location.uri})
+        return _Again()
+    return None if done else _Again(judgement.settles_at)
+
+
+def _return(messaging: Messaging, message: Message, unsettled: dict[DeltaLocation, _Again]) -> None:
+    """Says why a message comes back, and when. One that cannot be read may go to the dead-letter queue soon."""
+    if message.problem:
+        logger.error("Message cannot be read", extra={"reason": message.problem})
+    elif message.receipt is not None:
+        moments = [unsettled[location].at for location in message.deltas if location in unsettled]
+        chance = random.random()  # noqa: S311 -- nobody gains from guessing it
+        put_off(messaging, message.receipt, seconds_until(moments, message.receipt.receives, clock(), chance))
 
 
 def _seconds_left(context: Any) -> float:

@@ -1,31 +1,51 @@
-"""From a verdict to what is done about it: tag the healthy, quarantine the corrupt, leave the rest alone."""
+"""From a verdict to what is done about it: tag the healthy, quarantine the corrupt, leave the rest alone, and tell.
+
+Everything here may be cut short and done again: what was told is marked only afterwards, by the tag on a healthy delta
+and by `told.json` in quarantine, so that nothing is left untold and little is told twice.
+"""
 
 from __future__ import annotations
 
 from datetime import UTC, datetime
+from typing import Any
 
 from shared.delta import DATABASE, DeltaLocation
-from shared.errors import StorageError
+from shared.errors import MessagingError, StorageError
 from shared.judgement import Judgement
+from shared.messaging import Messaging
+from shared.notices import DeltaUndetermined, DeltaValidated, send
+from shared.outbox import tell_of_quarantine
 from shared.quarantine import quarantine
 from shared.settings import Settings
 from shared.storage import Store
 from shared.tags import healthy_depth, with_verdict
-from shared.telemetry import UNKNOWN_COLLECTION, count, count_verdict, logger, traced
+from shared.telemetry import UNKNOWN_COLLECTION, count_verdict, logger, traced
 from shared.verdict import Status
 
 COMPONENT = "validator"
 
+_MOVED = {"check.changed", "check.gone"}  # by an upload, or by a parallel run: no fault that somebody must mend
 
-def respond(store: Store, location: DeltaLocation, judgement: Judgement, settings: Settings) -> bool:
-    """Acts on a verdict and tells of it.
+
+def respond(
+    store: Store, messaging: Messaging, location: DeltaLocation, judgement: Judgement, settings: Settings
+) -> bool:
+    """Acts on a verdict and tells of it, and of what an earlier run did and had no time to tell.
 
     Returns:
         Whether the delta is settled. An `incomplete` or `undetermined` one is not: it must be looked at again.
 
     Raises:
         StorageError: The quarantine could not be carried to its end; nothing is lost, and it may be tried again.
+        MessagingError: A notice could not be sent; it is sent when the same is tried again.
     """
+    # A late or repeated event finds nothing, or a tag: what it tells of was dealt with.
+    settled = judgement.gone or judgement.by_tag or _act(store, messaging, location, judgement, settings)
+    tell_of_quarantine(store, messaging, location, settings, COMPONENT)
+    return settled
+
+
+def _act(store: Store, messaging: Messaging, location: DeltaLocation, judgement: Judgement, settings: Settings) -> bool:
     verdict = judgement.verdict
     facts = {
         "delta": location.uri,
@@ -35,18 +55,23 @@ def respond(store: Store, location: DeltaLocation, judgement: Judgement, setting
         "duration_ms": round(verdict.duration_ms, 3),
         "findings": [finding.as_json() for finding in verdict.findings],
     }
+    if verdict.findings and {finding.code for finding in verdict.findings} <= _MOVED:
+        logger.info("Delta changed while it was looked at, it will be looked at again", extra=facts)
+        return False
     if verdict.status is Status.INCOMPLETE:
         logger.info("Delta incomplete, waiting for the rest", extra=facts)
         return False
     count_verdict(COMPONENT, settings.stage, verdict, collection_of(judgement))
     if verdict.status is Status.UNDETERMINED:
         logger.warning("Delta could not be checked, it stays untouched", extra=facts)
+        _tell_undetermined(messaging, judgement, settings)
         return False
     if verdict.status is Status.CORRUPT:
         logger.error("Delta validation failed: corrupt", extra=facts)
         _quarantine(store, location, judgement, settings)
         return True
     logger.info("Delta validation successful", extra=facts)
+    send(messaging, settings, DeltaValidated.of(verdict, _batch_of(judgement)))
     _tag(store, location, judgement)
     return True
 
@@ -60,14 +85,25 @@ def collection_of(judgement: Judgement) -> str:
     return UNKNOWN_COLLECTION
 
 
+def _batch_of(judgement: Judgement) -> str | None:
+    return judgement.manifest.batch_id if judgement.manifest is not None else None
+
+
 def _quarantine(store: Store, location: DeltaLocation, judgement: Judgement, settings: Settings) -> None:
     with traced("quarantine", delta_id=location.delta_id):
         done = quarantine(store, location, judgement, settings)
-    count(COMPONENT, settings.stage, "DeltasQuarantined", collection_of(judgement))
-    facts = {"delta": location.uri, "quarantine": done.place.uri, "batch_id": done.record.batch_id}
-    logger.error("Delta quarantined", extra=facts)
     if done.left:
-        logger.warning("Newer files were left in place", extra={**facts, "left": list(done.left)})
+        facts: dict[str, Any] = {"delta": location.uri, "quarantine": done.place.uri, "left": list(done.left)}
+        logger.warning("Newer files were left in place", extra=facts)
+
+
+def _tell_undetermined(messaging: Messaging, judgement: Judgement, settings: Settings) -> None:
+    """The delta comes back anyway, and with it this notice; so one that cannot be sent stops nothing."""
+    notice = DeltaUndetermined.of(judgement.verdict, _batch_of(judgement))
+    try:
+        send(messaging, settings, notice)
+    except MessagingError as error:
+        logger.warning("Nobody was told", extra={"delta": notice.delta, "reason": str(error)})
 
 
 def _tag(store: Store, location: DeltaLocation, judgement: Judgement) -> None:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import sqlite3
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -51,7 +53,13 @@ class Examination:
     versions: dict[str, str] = field(default_factory=lambda: {"rules": RULES, "sqlite": sqlite3.sqlite_version})
 
 
-def examine(listing: Listing, content: Content, depth: Depth, probe_seconds: float) -> Examination:
+def examine(
+    listing: Listing,
+    content: Content,
+    depth: Depth,
+    probe_seconds: float,
+    step: Callable[[str], AbstractContextManager[Any]] = nullcontext,
+) -> Examination:
     """Examines a delta up to `depth`. It goes no further once something is proven that the next depth stands on.
 
     An index that looks damaged from outside proves nothing as long as the database was not asked whether a collection
@@ -63,12 +71,15 @@ def examine(listing: Listing, content: Content, depth: Depth, probe_seconds: flo
         content: Their bytes.
         depth: How far to go.
         probe_seconds: Time limit of one Chroma probe, at depth `open`.
+        step: Put around the probe (`probe`); by default nothing is.
 
     Returns:
         The findings. What could not be checked is among them, as a `check.*` finding; nothing is raised for it.
     """
     examination = Examination()
     observed = examination.observed
+    if depth is Depth.OPEN:
+        chroma.warm_up()  # half a second, during which the bytes come and are looked at
     try:
         observed += layout.inspect_names(listing)
         suspicions = layout.suspect_segments(listing)
@@ -81,7 +92,8 @@ def examine(listing: Listing, content: Content, depth: Depth, probe_seconds: flo
             folder = content.folder()
             contents = _structure(listing, folder, examination, private=content.private)
             if depth.includes(Depth.OPEN) and status_of(observed) is Status.HEALTHY:
-                found, version = chroma.probe(folder, contents, probe_seconds)
+                with step("probe"):
+                    found, version = chroma.probe(folder, contents, probe_seconds)
                 observed += found
                 if version:
                     examination.versions["chromadb"] = version

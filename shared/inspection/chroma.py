@@ -10,25 +10,23 @@ import json
 import os
 import shutil
 import signal
-import subprocess
-import sys
-import tempfile
-from contextlib import ExitStack
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from shared.delta import is_chroma_file
 from shared.errors import CouldNotCheck, faults_explained
+from shared.inspection.pool import POOL
 from shared.inspection.records import Contents
 from shared.scratch import scratch_folder
 from shared.verdict import Finding
 
-_PROGRAM = Path(__file__).with_name("probe.py")
 _ATTEMPTS = 2
 _ROOM_BYTES = 256 * 1024 * 1024
 _ROOM_FACTOR = 4
 _BUSY_SHARE = 0.5
 """A child that hangs because of the bytes keeps the processor busy; one that waits is starved, not stuck."""
+_MOST_ANSWER, _MOST_ERRORS = 1024 * 1024, 64 * 1024
 
 # Words of an environment fault in the messages of Chroma, SQLite and the operating system, and what they say.
 _ENVIRONMENT_WORDS = (
@@ -83,7 +81,7 @@ def probe(folder: Path, expected: tuple[Contents, ...], seconds: float) -> tuple
     """
     earlier: Finding | None = None
     for _ in range(_ATTEMPTS):
-        outcome = _attempt(folder, seconds)
+        outcome = _attempt(folder, seconds, fresh=earlier is not None)
         if isinstance(outcome, _Answer) and outcome.error is None:
             return _compare(outcome, expected), outcome.chromadb
         found = outcome.finding if isinstance(outcome, _Death) else _failure(outcome)
@@ -95,7 +93,13 @@ def probe(folder: Path, expected: tuple[Contents, ...], seconds: float) -> tuple
     )
 
 
-def _attempt(folder: Path, seconds: float) -> _Answer | _Death:
+def warm_up() -> None:
+    """Lets a process for the next probe import chromadb while something else is done."""
+    with suppress(CouldNotCheck):  # the probe itself will tell, if it comes to one
+        POOL.warm_up()
+
+
+def _attempt(folder: Path, seconds: float, *, fresh: bool) -> _Answer | _Death:
     with scratch_folder() as scratch:
         copy = scratch / "delta"
         with faults_explained("copying the delta for the probe"):
@@ -104,7 +108,7 @@ def _attempt(folder: Path, seconds: float) -> _Answer | _Death:
         if room is not None and room < _ROOM_BYTES + _ROOM_FACTOR * size:
             detail = f"{room} bytes of memory are left, a probe of {size} bytes needs more"
             raise CouldNotCheck("check.memory", detail)
-        return _run(copy, scratch, seconds)
+        return _run(copy, scratch, seconds, fresh=fresh)
 
 
 def _copy(folder: Path, copy: Path) -> int:
@@ -119,56 +123,29 @@ def _copy(folder: Path, copy: Path) -> int:
     return size
 
 
-def _run(copy: Path, scratch: Path, seconds: float) -> _Answer | _Death:
-    # Nothing of the parent's environment goes along: a hostile delta must not find credentials.
-    environment = {
-        "PATH": os.defpath,
-        "HOME": str(scratch),
-        "TMPDIR": str(scratch),
-        "PYTHONPATH": os.pathsep.join(entry for entry in sys.path if entry),
-        "ANONYMIZED_TELEMETRY": "False",
-        "RUST_BACKTRACE": "0",
-        "OMP_NUM_THREADS": "1",
-    }
-    # -P: the probe's own folder holds modules that must not shadow others'.
-    command = [sys.executable, "-P", str(_PROGRAM), str(copy), str(os.getpid())]
-    # Files instead of pipes: a child that prints without end meets the limit on file size, not this process's memory.
-    with ExitStack() as files:
-        with faults_explained("starting the probe"):
-            output = files.enter_context(tempfile.TemporaryFile(dir=scratch))
-            errors = files.enter_context(tempfile.TemporaryFile(dir=scratch))
-            child = subprocess.Popen(  # noqa: S603 - the command is this module's own
-                command,
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=errors,
-                env=environment,
-                cwd=scratch,
-                start_new_session=True,
-            )
-        try:
-            code = child.wait(timeout=seconds)
-        except subprocess.TimeoutExpired:
-            return _hung(child.pid, seconds)
-        finally:
-            _end(child)
-        output.seek(0)
-        errors.seek(0)
-        said = errors.read(64 * 1024).decode(errors="replace")
-        if code < 0:
-            return _killed(-code, said)
-        return _parse(output.read(1024 * 1024), said, code)
+def _run(copy: Path, scratch: Path, seconds: float, *, fresh: bool) -> _Answer | _Death:
+    # Files instead of pipes: a process that prints without end meets the limit on file size, not this one's memory.
+    answer, errors = scratch / "answer", scratch / "errors"
+    with faults_explained("preparing a probe"):
+        for path in (answer, errors):
+            path.open("xb").close()
+    ending = POOL.run(copy, scratch, seconds, fresh=fresh)
+    if ending.hung:
+        return _hung(ending.busy, seconds)
+    with faults_explained("reading the answer of a probe"):
+        said = _head(errors, _MOST_ERRORS).decode(errors="replace")
+        output = _head(answer, _MOST_ANSWER)
+    if os.WIFSIGNALED(ending.status):
+        return _killed(os.WTERMSIG(ending.status), said)
+    return _parse(output, said, os.WEXITSTATUS(ending.status))
 
 
-def _end(child: subprocess.Popen[bytes]) -> None:
-    if child.poll() is None:
-        os.killpg(child.pid, signal.SIGKILL)
-        child.wait()
+def _head(path: Path, length: int) -> bytes:
+    with path.open("rb") as file:
+        return file.read(length)
 
 
-def _hung(pid: int, seconds: float) -> _Death:
-    ticks = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[11:13]
-    busy = sum(map(int, ticks)) / os.sysconf("SC_CLK_TCK")
+def _hung(busy: float, seconds: float) -> _Death:
     if busy < _BUSY_SHARE * seconds:
         detail = f"the probe had no answer in {seconds:g} s, of which it could run {busy:.1f} s"
         raise CouldNotCheck("check.timeout", detail)

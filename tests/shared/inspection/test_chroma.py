@@ -12,7 +12,9 @@ import sqlite3
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from importlib.metadata import version
 from pathlib import Path
@@ -22,10 +24,13 @@ import pytest
 from shared.delta import DATABASE
 from shared.errors import CouldNotCheck
 from shared.folder import list_folder
-from shared.inspection import chroma, records, sqlite
+from shared.inspection import chroma, pool, records, sqlite
 from shared.inspection.chroma import probe
 from shared.inspection.idmap import parse
+from shared.inspection.pool import Pool
 from shared.inspection.records import Contents
+from shared.inspection.schema import read_schema
+from shared.inspection.sysdb import read_collections
 from shared.verdict import CollectionCount, Finding
 
 Program = Callable[[str], None]
@@ -49,33 +54,62 @@ def alive(pid: int) -> bool:
 
 
 @pytest.fixture(autouse=True)
-def nothing_is_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Whatever a test here does: afterwards there is no scratch folder, and none of its children lives."""
+def nothing_is_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Pool]:
+    """Whatever a test here does with its pool: afterwards there is no scratch folder, and no process of it lives."""
     scratch = tmp_path / "scratch"
     scratch.mkdir()
     monkeypatch.setattr(tempfile, "tempdir", str(scratch))
-    yield
+    own = Pool()
+    monkeypatch.setattr(chroma, "POOL", own)
+    yield own
+    own.end()
     assert list(scratch.iterdir()) == []
     pids = tmp_path / "pids"
     assert not any(alive(int(pid)) for pid in (pids.read_text().split() if pids.exists() else []))
 
 
+# The real program, in which other code takes the place of what it does with a delta.
+HARNESS = """
+import importlib.util, json, os, signal, sys, time
+from pathlib import Path
+here = Path({here!r})
+spec = importlib.util.spec_from_file_location("probe", {program!r})
+probe = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(probe)
+healthy = {healthy!r}
+def die(number):
+    if number != signal.SIGKILL:
+        signal.signal(number, signal.SIG_DFL)
+    os.kill(os.getpid(), number)
+    time.sleep(60)
+def read(folder, answer):
+    sys.argv = ["probe", folder]
+    with (here / "pids").open("a") as pids:
+        print(os.getpid(), file=pids)
+    with (here / "parents").open("a") as parents:
+        print(os.getppid(), file=parents)
+    first = len((here / "pids").read_text().split()) == 1
+    try:
+        exec({code!r}, globals() | {{"first": first}})
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+    os._exit(0)
+probe.read = read
+probe._PRELOADED = ()
+sys.exit(probe.main())
+"""
+
+
 @pytest.fixture
 def program(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Program:
-    """Puts another program in the place of the probe's: a fault to order. `here` is a folder of the test's."""
+    """Puts other code in the place of the probe's: a fault to order. `here` is a folder of the test's."""
+    real = str(pool._PROGRAM)
 
     def put(code: str) -> None:
         path = tmp_path / "program.py"
-        path.write_text(
-            "import json, os, signal, sys, time\nfrom pathlib import Path\n"
-            f"here = Path({str(tmp_path)!r})\n"
-            "with (here / 'pids').open('a') as pids: print(os.getpid(), file=pids)\n"
-            "first = len((here / 'pids').read_text().split()) == 1\n"
-            "def die(number): signal.signal(number, signal.SIG_DFL) if number not in (9,) else None; "
-            "os.kill(os.getpid(), number); time.sleep(60)\n"
-            f"healthy = {HEALTHY!r}\n{code}\n"
-        )
-        monkeypatch.setattr(chroma, "_PROGRAM", path)
+        path.write_text(HARNESS.format(here=str(tmp_path), program=real, healthy=HEALTHY, code=code))
+        monkeypatch.setattr(pool, "_PROGRAM", path)
 
     return put
 
@@ -84,13 +118,19 @@ def starts(tmp_path: Path) -> int:
     return len((tmp_path / "pids").read_text().split())
 
 
+def parents(tmp_path: Path) -> list[str]:
+    """The warm process of each probe, in their order."""
+    return (tmp_path / "parents").read_text().split()
+
+
 def contents_of(delta: Path) -> tuple[Contents, ...]:
     """What the bytes of a delta of one collection hold."""
     pickles = list(delta.rglob("index_metadata.pickle"))
     index = parse(pickles[0].read_bytes()) if pickles else None
     with sqlite.opened(delta / DATABASE, 60) as connection:
-        (collection,), _ = records.read_collections(connection)
-        return (records.inspect_collection(connection, collection, index, index_readable=True)[0],)
+        schema, _ = read_schema(connection)
+        (collection,), _ = read_collections(connection, schema)
+        return (records.inspect_collection(connection, schema, collection, index, index_readable=True)[0],)
 
 
 # --- Chroma's own word
@@ -119,8 +159,8 @@ def test_a_delta_that_chroma_refuses_twice_has_failed(healthy_delta: Path, tmp_p
     assert asked == version("chromadb")
 
 
-WORDS = [{"name": "words", "count": 3, "ids": 3, "digest": "d"}]
-THREE = Contents(CollectionCount("words", 4, 3), "d")
+THREE = Contents(CollectionCount("words", 4, 3), {"a", "b", "c"})
+WORDS = [{"name": "words", "count": 3, "ids": 3, "digest": THREE.digest}]
 
 
 @pytest.mark.parametrize(
@@ -267,7 +307,7 @@ def test_corrupt_bytes_in_chroma_s_words_are_held_against_it(healthy_delta: Path
         "",
         "sys.exit(3)",
         "print('Traceback: oops', file=sys.stderr)",
-        "raise RuntimeError('the program itself is broken')",
+        "os._exit(4)",
         "print('no json')",
         "print('{}')",
         "print('[]')",
@@ -369,11 +409,11 @@ def test_the_memory_of_this_machine_is_a_plausible_number() -> None:
 @pytest.mark.parametrize(
     ("where", "number", "code"),
     [
-        ("shared.inspection.chroma.subprocess.Popen", errno.EMFILE, "check.descriptors"),
-        ("shared.inspection.chroma.subprocess.Popen", errno.ENOMEM, "check.memory"),
+        ("shared.inspection.pool.subprocess.Popen", errno.EMFILE, "check.descriptors"),
+        ("shared.inspection.pool.subprocess.Popen", errno.ENOMEM, "check.memory"),
         ("shared.inspection.chroma.shutil.copyfile", errno.ENOSPC, "check.disk_full"),
-        ("shared.inspection.chroma.tempfile.TemporaryFile", errno.ENOSPC, "check.disk_full"),
-        ("shared.inspection.chroma.tempfile.TemporaryFile", errno.EMFILE, "check.descriptors"),
+        ("shared.inspection.chroma.Path.open", errno.ENOSPC, "check.disk_full"),
+        ("shared.inspection.chroma.Path.open", errno.EMFILE, "check.descriptors"),
     ],
 )
 def test_a_probe_that_cannot_be_started_is_a_fault_of_the_environment(
@@ -388,8 +428,94 @@ def test_a_probe_that_cannot_be_started_is_a_fault_of_the_environment(
     assert fault.value.code == code
 
 
-def test_the_probe_s_program_does_nothing_once_its_parent_is_gone(healthy_delta: Path) -> None:
-    no_parent = subprocess.run(
-        [sys.executable, "-P", str(chroma._PROGRAM), str(healthy_delta), "1"], capture_output=True, check=False
+# --- the pool of warm processes
+
+
+def test_one_warm_process_forks_a_fresh_one_for_each_delta(
+    healthy_delta: Path, tmp_path: Path, program: Program
+) -> None:
+    program("print(json.dumps(healthy))")
+    for _ in range(3):
+        assert probe(healthy_delta, (), 30) == ([], "9.9")
+    pids = (tmp_path / "pids").read_text().split()
+    assert len({*pids}) == 3
+    assert len({*parents(tmp_path)}) == 1
+    assert not {*pids} & {*parents(tmp_path)}
+
+
+@pytest.mark.parametrize("accident", ["die(signal.SIGSEGV)", f"print(json.dumps({failing('oops')!r}))"])
+def test_a_probe_is_repeated_from_a_process_that_was_never_used(
+    healthy_delta: Path, tmp_path: Path, program: Program, accident: str
+) -> None:
+    program(f"if (here / 'broken').exists(): {accident}\nelse: print(json.dumps(healthy))")
+    probe(healthy_delta, (), 30)
+    (tmp_path / "broken").touch()
+    probe(healthy_delta, (), 30)
+    warm, first, second = parents(tmp_path)
+    assert first == warm
+    assert second != first
+
+
+def test_a_warm_process_that_died_meanwhile_is_replaced(healthy_delta: Path, tmp_path: Path, program: Program) -> None:
+    program("print(json.dumps(healthy))")
+    probe(healthy_delta, (), 30)
+    os.kill(int(parents(tmp_path)[0]), signal.SIGKILL)
+    assert not alive(int(parents(tmp_path)[0]))
+    assert probe(healthy_delta, (), 30) == ([], "9.9")
+
+
+def test_a_warm_process_that_dies_during_a_probe_proves_nothing_and_takes_the_probe_along(
+    healthy_delta: Path, program: Program
+) -> None:
+    program("os.kill(os.getppid(), signal.SIGKILL)\ntime.sleep(60)")
+    with pytest.raises(CouldNotCheck, match="the process that forks the probes has ended") as fault:
+        probe(healthy_delta, (), 30)
+    assert fault.value.code == "check.probe_failed"
+
+
+def test_a_warm_process_is_started_once_ahead_and_then_used(
+    healthy_delta: Path, tmp_path: Path, program: Program, nothing_is_left: Pool
+) -> None:
+    program("print(json.dumps(healthy))")
+    nothing_is_left.warm_up()
+    nothing_is_left.warm_up()
+    (waiting,) = nothing_is_left._idle
+    probe(healthy_delta, (), 30)
+    assert parents(tmp_path) == [str(waiting._process.pid)]
+
+
+def test_what_a_module_prints_while_it_is_imported_is_no_answer(
+    healthy_delta: Path, tmp_path: Path, program: Program
+) -> None:
+    (tmp_path / "chatty.py").write_text("import os\nprint('{}', flush=True)\nos.write(1, b'{}')")
+    program("print(json.dumps(healthy))")
+    path = pool._PROGRAM
+    path.write_text(
+        path.read_text().replace("_PRELOADED = ()", f"_PRELOADED = ('chatty',); sys.path.append({str(tmp_path)!r})")
     )
-    assert (no_parent.returncode, no_parent.stdout) == (1, b"")
+    assert probe(healthy_delta, (), 30) == ([], "9.9")
+
+
+def test_many_threads_have_a_probe_each_at_once(healthy_delta: Path, tmp_path: Path, program: Program) -> None:
+    program("(here / f'at-{os.getpid()}').touch()\n"
+            "while len(list(here.glob('at-*'))) < 3: time.sleep(0.01)\nprint(json.dumps(healthy))")  # fmt: skip
+    with ThreadPoolExecutor(3) as threads:
+        answers = list(threads.map(lambda _: probe(healthy_delta, (), 60), range(3)))
+    assert answers == [([], "9.9")] * 3
+    assert len({*parents(tmp_path)}) == 3
+
+
+@pytest.mark.slow
+def test_nothing_of_a_process_that_was_killed_goes_on(healthy_delta: Path, tmp_path: Path, program: Program) -> None:
+    program("time.sleep(300)")
+    code = (
+        "import sys; from pathlib import Path; from shared.inspection import chroma, pool\n"
+        "pool._PROGRAM = Path(sys.argv[1])\nchroma.probe(Path(sys.argv[2]), (), 300)"
+    )
+    command = [sys.executable, "-c", code, str(pool._PROGRAM), str(healthy_delta)]
+    environment = os.environ | {"TMPDIR": str(tmp_path), "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    with subprocess.Popen(command, env=environment) as killed:
+        while not (tmp_path / "pids").exists() or not (tmp_path / "pids").read_text():
+            time.sleep(0.05)
+        killed.kill()
+    assert not any(alive(int(pid)) for pid in [*parents(tmp_path), *(tmp_path / "pids").read_text().split()])
