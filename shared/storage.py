@@ -208,6 +208,26 @@ class Store:
             return False
         return True
 
+    def replace(self, bucket: str, key: str, data: bytes, etag: str) -> bool:
+        """Overwrites a small object provided that it is still the one with this ETag. Returns whether it was.
+
+        Raises:
+            StorageError: The request failed.
+        """
+        request = {
+            "Bucket": bucket,
+            "Key": key,
+            "Body": data,
+            "ContentType": "application/json",
+            "ChecksumAlgorithm": "CRC64NVME",
+            "IfMatch": etag,
+        }
+        try:
+            self._call("replacing", f"s3://{bucket}/{key}", self._client.put_object, request)
+        except (ObjectChanged, ObjectGone):
+            return False
+        return True
+
     def copy(self, bucket: str, key: str, etag: str, to_bucket: str, to_key: str, size: int) -> None:
         """Copies one object inside the store, provided that it is still the one with this ETag.
 

@@ -62,7 +62,7 @@ def inspect_index(segment: str, files: IndexFiles, dimension: int | None, *, cos
     """
     head = files.read("header.bin", 0, min(HEADER_BYTES + 1, files.sizes["header.bin"]))
     header, findings = inspect_header(segment, head.tobytes(), files.sizes)
-    ids, found = _id_map(segment, files, header)
+    ids, found = read_id_map(segment, files, header)
     unsound = header is None or any(finding.code == "hnsw.size_mismatch" for finding in findings)
     findings = found + findings
     if header is None or unsound:
@@ -85,7 +85,12 @@ def rows_not_finite(matrix: NDArray[np.float32]) -> NDArray[np.bool_]:
         return np.isnan(matrix @ np.zeros(matrix.shape[1], dtype=np.float32))
 
 
-def _id_map(segment: str, files: IndexFiles, header: IndexHeader | None) -> tuple[IdMap | None, list[Finding]]:
+def read_id_map(segment: str, files: IndexFiles, header: IndexHeader | None) -> tuple[IdMap | None, list[Finding]]:
+    """The id map of an index, or what is wrong with it.
+
+    Raises:
+        CouldNotCheck: It is larger than may be read.
+    """
     name = f"{segment}/index_metadata.pickle"
     size = files.sizes["index_metadata.pickle"]
     most = _ID_MAP_BYTES + _ID_BYTES * (header.count if header else 0)

@@ -1,0 +1,210 @@
+"""One merge, all or nothing: gate, check out, settle, write, close, upload. Chunks, groups and snapshots alike."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from compaction.checkout import Checkout
+from compaction.failure import MergeFailed, failing_as
+from compaction.receipt import Receipt, SourceRecord, read_receipt, write_receipt
+from compaction.settlement import SettledCollection, Settlement
+from compaction.target import CollectionPlan, opened_target
+from scanner.gate import ChunkRejected, precheck
+from shared.delta import MANIFEST, DeltaLocation
+from shared.errors import ObjectChanged
+from shared.inspection.contents import opened_delta
+from shared.scratch import scratch_folder
+from shared.settings import Settings
+from shared.storage import Store
+from shared.telemetry import count, logger, traced
+from shared.upload import upload_delta
+from shared.verdict import Verdict
+
+COMPONENT = "compaction"
+_ROWS = 1000
+_DOWNLOADS = 4
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """One delta that goes in.
+
+    Args:
+        location: Where it lies.
+        collections: The collections that its caller says it holds; None where the caller does not say.
+    """
+
+    location: DeltaLocation
+    collections: tuple[str, ...] | None
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What is to be merged.
+
+    Args:
+        sources: The deltas, all in one bucket, in order: later ones win.
+        batch_id: The batch they belong to.
+        metadata: What is written into the metadata of each collection.
+        orders: Another order for the collections named here.
+        indexed: Whether the index is built (see `compaction.target`).
+    """
+
+    sources: tuple[Source, ...]
+    batch_id: str
+    metadata: Mapping[str, Any]
+    orders: Mapping[str, tuple[DeltaLocation, ...]] = field(default_factory=dict)
+    indexed: bool = False
+
+    def order_of(self, collection: str) -> tuple[DeltaLocation, ...]:
+        """The deltas in the order in which they go into a collection."""
+        return self.orders.get(collection) or tuple(source.location for source in self.sources)
+
+
+@dataclass(frozen=True, slots=True)
+class Merged:
+    """What a merge came to: where it lies, the fingerprint of its objects, and how many embeddings were read."""
+
+    location: DeltaLocation
+    fingerprint: str
+    embeddings: int
+
+
+def merge(store: Store, plan: Plan, destination: DeltaLocation, settings: Settings) -> Merged:
+    """Merges deltas into one, which is at `destination` afterwards, or else nothing is that looks finished.
+
+    A merge that finished earlier is recognized by its receipt and not done again. The rest of one that did not finish,
+    or what was made of other deltas, is replaced once the new one is complete on this disk.
+
+    Args:
+        store: Where everything lies.
+        plan: What to merge.
+        destination: Where to.
+        settings: Caps and time limits.
+
+    Raises:
+        ChunkRejected: Not every delta is healthy; nothing was read of the others' content.
+        MergeFailed: A delta could not be merged.
+        UploadFailed, StorageError, CouldNotCheck: What was merged did not arrive.
+    """
+    try:
+        with traced("merge", batch_id=plan.batch_id), scratch_folder() as scratch:
+            return _merge(store, plan, destination, settings, scratch)
+    except ChunkRejected:
+        raise  # the gate has counted it, and told
+    except BaseException as error:
+        count(COMPONENT, settings.stage, "MergesFailed")
+        logger.error(
+            "Merge failed", extra={"destination": destination.uri, "reason": f"{type(error).__name__}: {error}"}
+        )
+        raise
+
+
+def _merge(store: Store, plan: Plan, destination: DeltaLocation, settings: Settings, scratch: Path) -> Merged:
+    checkout = Checkout(store, scratch / "deltas")
+    keys = [source.location.prefix.rstrip("/") for source in plan.sources]
+    with traced("gate"):
+        verdicts = precheck(destination.bucket, keys, store=checkout, settings=settings)
+    receipt = _receipt(plan, verdicts)
+    earlier = _finished(store, destination, receipt)
+    if earlier is not None:
+        logger.info("Merged already, nothing to do", extra={"destination": destination.uri})
+        return earlier
+    folders = _checked_out(checkout, plan.sources, verdicts)
+    collections = _settled(plan, folders)
+    directory = scratch / "merged"
+    with traced("write"), failing_as(destination.uri):
+        embeddings = _written(plan, folders, collections, directory)
+    _make_room(store, destination)
+    upload_delta(
+        directory, destination.bucket, destination.prefix, batch_id=plan.batch_id, store=store, settings=settings
+    )
+    merged = Merged(destination, store.list_delta(destination).fingerprint, embeddings)
+    made = {"fingerprint": merged.fingerprint, "embeddings": embeddings}
+    write_receipt(store, destination, receipt.model_copy(update=made))
+    logger.info("Merged", extra={"destination": destination.uri, "deltas": len(keys), "embeddings": embeddings})
+    return merged
+
+
+def _receipt(plan: Plan, verdicts: Sequence[Verdict]) -> Receipt:
+    """What goes in; what comes out is not known yet."""
+    sources = tuple(
+        SourceRecord(delta=source.location.uri, fingerprint=verdict.fingerprint, collections=source.collections)
+        for source, verdict in zip(plan.sources, verdicts, strict=True)
+    )
+    orders = {name: tuple(location.uri for location in order) for name, order in plan.orders.items()}
+    return Receipt(sources=sources, orders=orders)
+
+
+def _finished(store: Store, destination: DeltaLocation, wanted: Receipt) -> Merged | None:
+    """What an earlier call made of exactly these deltas, if it is still there as it was."""
+    receipt = read_receipt(store, destination)
+    if receipt is None or (receipt.sources, receipt.orders) != (wanted.sources, wanted.orders):
+        return None
+    if store.list_delta(destination).fingerprint != receipt.fingerprint:
+        return None
+    return Merged(destination, receipt.fingerprint, receipt.embeddings)
+
+
+def _checked_out(
+    checkout: Checkout, sources: Sequence[Source], verdicts: Sequence[Verdict]
+) -> dict[DeltaLocation, Path]:
+    def check_out(source: Source, verdict: Verdict) -> Path:
+        with failing_as(source.location.uri):
+            return checkout.checked_out(source.location, verdict.fingerprint)
+
+    with ThreadPoolExecutor(_DOWNLOADS) as pool:
+        waiting = [pool.submit(check_out, *pair) for pair in zip(sources, verdicts, strict=True)]
+        try:
+            folders = [folder.result() for folder in waiting]
+        finally:
+            pool.shutdown(cancel_futures=True)
+    return {source.location: folder for source, folder in zip(sources, folders, strict=True)}
+
+
+def _settled(plan: Plan, folders: Mapping[DeltaLocation, Path]) -> list[SettledCollection]:
+    """The collections of the result, settled before anything is written: each delta must fit the ones before."""
+    settlement = Settlement()
+    for source in plan.sources:
+        with failing_as(source.location.uri), opened_delta(folders[source.location], private=True) as delta:
+            settlement.add(source.location.uri, delta.collections, source.collections)
+    return settlement.collections
+
+
+def _written(
+    plan: Plan, folders: Mapping[DeltaLocation, Path], collections: Sequence[SettledCollection], directory: Path
+) -> int:
+    """Writes all embeddings into a new Chroma directory, which is closed afterwards. Returns how many there were."""
+    embeddings = 0
+    plans = [CollectionPlan(found.name, found.hnsw, {**found.metadata, **plan.metadata}) for found in collections]
+    with opened_target(directory, plans, indexed=plan.indexed) as target:
+        for collection in collections:
+            for location in plan.order_of(collection.name):
+                if location.uri not in collection.deltas:
+                    continue
+                with failing_as(location.uri), opened_delta(folders[location], private=True) as delta:
+                    for records in delta.records(collection.name, _ROWS, as_given=True):
+                        target.upsert(collection.name, records)
+                        embeddings += len(records.ids)
+    return embeddings
+
+
+def _make_room(store: Store, destination: DeltaLocation) -> None:
+    """Removes what an earlier attempt left, its manifest first, so that nothing looks finished meanwhile.
+
+    Raises:
+        MergeFailed: Somebody else is writing there.
+        StorageError: A request failed.
+    """
+    listing = store.list_delta(destination)
+    if listing.files:
+        logger.info("Replacing what an earlier attempt left", extra={"destination": destination.uri})
+    for file in sorted(listing.files, key=lambda file: file.name != MANIFEST):
+        try:
+            store.delete(destination.bucket, destination.key(file.name), file.etag)
+        except ObjectChanged as error:
+            raise MergeFailed(destination.uri, "another attempt is writing to it right now") from error
