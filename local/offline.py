@@ -1,6 +1,6 @@
 """`make offline`: the stack of serverless.yml on this machine, until Ctrl-C.
 
-A moto server plays S3, SQS, SNS and EventBridge, with the buckets, queues and rules of the template itself. Serverless
+A moto server plays S3, SQS, SNS and EventBridge, with the buckets and queues of the template itself. Serverless
 offline runs the functions. Between them, a poller for each queue does what Lambda's event source mapping does.
 """
 
@@ -32,10 +32,11 @@ _ROOT = Path(__file__).parent.parent
 _PROGRAM = _ROOT / "node_modules" / ".bin" / "serverless"
 _PLAN = "DELTAGUARD_LOCAL_PLAN"
 _STACK = "deltaguard-local"
+_BATCHES = "batches"  # in place of the queue that a producer would listen to
 _SETTLE_SECONDS, _HIDDEN_SECONDS = 5, 10
 _START_SECONDS, _END_SECONDS = 120.0, 20.0
-_MADE = ("AWS::S3::Bucket", "AWS::SQS::Queue", "AWS::SNS::Topic", "AWS::Events::Rule")
-"""What moto makes of the template. The rest (roles, policies, alarms, dashboard) has no effect here."""
+_MADE = ("AWS::S3::Bucket", "AWS::SQS::Queue", "AWS::SNS::Topic")
+"""What moto makes of the template. Roles, policies, alarms, dashboard have no effect here, and rules lead nowhere."""
 _SAMPLES = """
 import sys
 from pathlib import Path
@@ -145,12 +146,7 @@ def offline(port: int, hidden_seconds: int, settle_seconds: int) -> Iterator[Off
         raise StackFailed("the packages of package-lock.json are not installed: run `make offline`, or `npm ci`")
     with ExitStack() as undo:
         folder = Path(undo.enter_context(tempfile.TemporaryDirectory(prefix="offline-", ignore_cleanup_errors=True)))
-        try:
-            endpoint = undo.enter_context(moto_server(port))
-        except (OSError, SystemExit) as error:
-            raise StackFailed(
-                f"port {port} cannot be used ({error}): choose another one, --port 0 takes a free one"
-            ) from error
+        endpoint = undo.enter_context(moto_server(_require_free(port)))
         variables = {
             **REACHED,
             "AWS_ENDPOINT_URL": endpoint,
@@ -185,7 +181,7 @@ def _serverless(port: int, settle_seconds: int) -> Iterator[subprocess.Popen[str
     """Serverless offline in a session of its own: Ctrl-C reaches only this process, which ends it and waits for it."""
     command = [
         *(str(_PROGRAM), "offline", "start", "--stage", "local", "--host", "127.0.0.1", "--lambdaPort", str(port)),
-        *("--param", f"settleSeconds={settle_seconds}"),
+        *("--param", f"settleSeconds={settle_seconds}", "--param", f"resubmitQueue={_BATCHES}"),
     ]
     process = subprocess.Popen(  # noqa: S603 - our own
         command,
@@ -265,6 +261,7 @@ def _make(plan: Mapping[str, Any], hidden_seconds: int) -> dict[str, str]:
         warnings.simplefilter("ignore")
         client.create_stack(StackName=_STACK, TemplateBody=json.dumps(whole))
     outputs = client.describe_stacks(StackName=_STACK)["Stacks"][0].get("Outputs", [])
+    boto3.client("sqs").create_queue(QueueName=_BATCHES)
     _notify(resources, _made())
     return {output["OutputKey"]: output["OutputValue"] for output in outputs}
 
@@ -337,6 +334,15 @@ def _arn(queue_url: str) -> str:
 def _free_port() -> int:
     with socket.create_server(("127.0.0.1", 0)) as server:
         port: int = server.getsockname()[1]
+    return port
+
+
+def _require_free(port: int) -> int:
+    """The port, provided that nobody listens there, which moto itself would wait for without end."""
+    try:
+        socket.create_server(("127.0.0.1", port)).close()
+    except (OSError, OverflowError) as error:
+        raise StackFailed(f"port {port} cannot be used: {error}; --port takes another one, 0 any free one") from error
     return port
 
 
