@@ -1,133 +1,124 @@
-"""The role of each function, as deploy/roles.json has it: what it may do and nothing else."""
+"""The role of each function, as deploy/roles.json has it: the policies of `shared.policies`, with the template's names."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
-Statement = dict[str, Any]
+from compaction import places
+from shared import policies
+from shared.policies import Policy, Scope
 
-_DELTAS, _QUARANTINE = "${Deltas}", "${Quarantine}"
+_HERE = "arn:${{AWS::Partition}}:{}:${{AWS::Region}}:${{AWS::AccountId}}:"
+_BUS = _HERE.format("events") + "event-bus/default"
+_RESUBMIT_QUEUE = "${ResubmitQueue.Arn}"
 _BUCKETS = {
     "Deltas": {"Fn::If": ["OwnDeltas", {"Ref": "DeltasBucket"}, {"Ref": "ExistingDeltasBucket"}]},
     "Quarantine": {"Fn::If": ["OwnQuarantine", {"Ref": "QuarantineBucket"}, {"Ref": "ExistingQuarantineBucket"}]},
 }
-"""The buckets by the names that stand for them below, new ones or given ones."""
+"""The buckets by the names that stand for them, new ones or given ones."""
 
 
-def _substituted(statement: Statement) -> Statement:
-    if "Resource" not in statement:
-        return statement
-    return {**statement, "Resource": [_resolved(resource) for resource in statement["Resource"]]}
-
-
-def _resolved(resource: str) -> Any:
-    """A resource whose placeholders CloudFormation fills in."""
-    used = {name: value for name, value in _BUCKETS.items() if f"${{{name}}}" in resource}
-    if used:
-        return {"Fn::Sub": [resource, used]}
-    return {"Fn::Sub": resource} if "${" in resource else resource
-
-
-def _allow(sid: str, actions: list[str], *resources: str) -> Statement:
-    return {"Sid": sid, "Effect": "Allow", "Action": actions, "Resource": list(resources)}
-
-
-def _bucket(name: str) -> str:
-    return f"arn:${{AWS::Partition}}:s3:::{name}"
-
-
-def _listing(*buckets: str) -> Statement:
-    return _allow("List", ["s3:ListBucket"], *map(_bucket, buckets))
-
-
-_READ_RECORDS = _allow("ReadRecords", ["s3:GetObject"], f"{_bucket(_QUARANTINE)}/quarantine/*")
-_READ_DELTAS = _allow("ReadDeltas", ["s3:GetObject", "s3:GetObjectTagging"], f"{_bucket(_DELTAS)}/*")
-_HERE = "${{AWS::Partition}}:{}:${{AWS::Region}}:${{AWS::AccountId}}"
-_TELL = _allow("Tell", ["events:PutEvents"], f"arn:{_HERE.format('events')}:event-bus/default")
-
-
-def _where(condition: str, statement: Statement) -> Statement:
-    """A statement that counts only where a condition of the template holds."""
-    return {"Fn::If": [condition, _substituted(statement), {"Ref": "AWS::NoValue"}]}
-
-
-def _receiving(queue: str) -> Statement:
-    actions = ["sqs:ReceiveMessage", "sqs:DeleteMessage", "sqs:GetQueueAttributes", "sqs:ChangeMessageVisibility"]
-    return _allow("Receive", actions, f"${{{queue}.Arn}}")
-
-
-_CONSEQUENCES = (
-    _allow(
-        "JudgeAndQuarantine",
-        ["s3:GetObject", "s3:GetObjectTagging", "s3:PutObjectTagging", "s3:DeleteObject"],
-        f"{_bucket(_DELTAS)}/*",
-    ),
-    _allow("Keep", ["s3:GetObject", "s3:PutObject", "s3:PutObjectTagging"], f"{_bucket(_QUARANTINE)}/quarantine/*"),
-    _allow("Resubmit", ["sqs:SendMessage"], "${ResubmitQueue.Arn}"),
-    _TELL,
-)
-
-FUNCTIONS: Mapping[str, list[Statement]] = {
-    "validator": [
-        _receiving("DeltasQueue"),
-        _listing(_DELTAS, _QUARANTINE),
-        *_CONSEQUENCES,
-    ],
-    "scanner": [
-        _listing(_DELTAS, _QUARANTINE),
-        _READ_DELTAS,
-        _allow("WriteResults", ["s3:PutObject"], f"{_bucket(_QUARANTINE)}/results/*"),
-        *(_where("ScannerQuarantines", statement) for statement in _CONSEQUENCES),
-    ],
-    "compaction": [
-        _listing(_DELTAS, _QUARANTINE),
-        _READ_DELTAS,
-        _READ_RECORDS,
-        _allow("WriteChunks", ["s3:PutObject", "s3:DeleteObject"], f"{_bucket(_DELTAS)}/*"),
-        _TELL,
-    ],
-    "resubmission": [
-        _receiving("ResubmitQueue"),
-        _where(
-            "ResubmitsByQueue",
-            _allow("StartByQueue", ["sqs:SendMessage"], f"arn:{_HERE.format('sqs')}:${{ResubmitQueueName}}"),
-        ),
-        _where("ResubmitsByStateMachine", _allow("Start", ["states:StartExecution"], "${ResubmitStateMachine}")),
-        _listing(_QUARANTINE),
-        _allow("Remember", ["s3:GetObject", "s3:PutObject"], f"{_bucket(_QUARANTINE)}/quarantine/resubmissions/*"),
-        _TELL,
-    ],
-}
-"""What each function does in AWS, beside its logs and traces."""
+def _scope(*prefixes: str) -> Scope:
+    return Scope("${Deltas}", prefixes, "${Quarantine}", partition="${AWS::Partition}")
 
 
 def roles() -> str:
     """deploy/roles.json: one role for each function."""
-    resources = {f"{name.capitalize()}Role": _role(name, statements) for name, statements in FUNCTIONS.items()}
+    resources = {f"{name.capitalize()}Role": _role(name, statements) for name, statements in _functions().items()}
     return json.dumps({"Resources": resources}, indent=2) + "\n"
 
 
-def _role(name: str, statements: list[Statement]) -> dict[str, Any]:
-    group = f"arn:{_HERE.format('logs')}:log-group:/aws/lambda/deltaguard-${{sls:stage}}-{name}"
-    own = [
-        _allow("Log", ["logs:CreateLogStream", "logs:PutLogEvents"], f"{group}:*"),
-        # X-Ray knows no resources: https://docs.aws.amazon.com/service-authorization/latest/reference/list_awsx-ray.html
-        _allow("Trace", ["xray:PutTraceSegments", "xray:PutTelemetryRecords"], "*"),
+def _functions() -> Mapping[str, list[Policy]]:
+    """The statements of each function, beside those for its logs and traces."""
+    watched = _scope("${WatchedPrefix}")
+    validator = policies.validator(
+        watched, events_queue="${DeltasQueue.Arn}", resubmit_queue=_RESUBMIT_QUEUE, event_bus=_BUS
+    )
+    telling = policies.validator(watched, resubmit_queue=_RESUBMIT_QUEUE, event_bus=_BUS)
+    merged = _scope("${WatchedPrefix}", f"{places.SNAPSHOTS}/")
+    compaction = policies.compaction(merged, intermediate_prefix=f"{places.INTERMEDIATES}/")
+    snapshots = policies.compaction(merged, intermediate_prefix=f"{places.SNAPSHOTS}/")
+    return {
+        "validator": validator["Statement"],
+        "scanner": _scanner(_scope(""), _named(telling, "SendMessages", "Tell")),
+        "compaction": [
+            *compaction["Statement"],
+            *({**statement, "Sid": "WriteSnapshots"} for statement in _named(snapshots, "WriteResults")),
+        ],
+        "resubmission": _resubmission(watched),
+    }
+
+
+def _scanner(scope: Scope, telling: list[Policy]) -> list[Policy]:
+    """Reading always; moving the corrupt, and telling of it, only where the deployment allows it."""
+    reading = policies.scanner(scope)["Statement"]
+    moving = [s for s in policies.scanner(scope, quarantine=True)["Statement"] if s["Sid"] != "List"]
+    results = Scope("${Quarantine}", ("results/",), partition=scope.partition)
+    writing = {"Sid": "WriteResults", "Effect": "Allow", "Action": ["s3:PutObject"], "Resource": results.deltas()}
+    return [*reading, writing, *_where("ScannerQuarantines", [*moving, *telling])]
+
+
+def _resubmission(scope: Scope) -> list[Policy]:
+    plain = policies.resubmit(scope, queue=_RESUBMIT_QUEUE, event_bus=_BUS)
+    target = _HERE.format("sqs") + "${ResubmitQueueName}"
+    whole = policies.resubmit(
+        scope, queue=_RESUBMIT_QUEUE, target_queue=target, state_machine="${ResubmitStateMachine}", event_bus=_BUS
+    )
+    return [
+        *plain["Statement"],
+        *_where("ResubmitsByQueue", _named(whole, "SendMessages")),
+        *_where("ResubmitsByStateMachine", _named(whole, "Start")),
     ]
+
+
+def _named(policy: Policy, *sids: str) -> list[Policy]:
+    found = [statement for statement in policy["Statement"] if statement["Sid"] in sids]
+    if len(found) != len(sids):
+        raise LookupError(f"a policy without one of the statements {', '.join(sids)}")
+    return found
+
+
+def _where(condition: str, statements: Iterable[Policy]) -> list[Policy]:
+    """Statements that count only where a condition of the template holds."""
+    return [{"Fn::If": [condition, statement, {"Ref": "AWS::NoValue"}]} for statement in statements]
+
+
+def _role(name: str, statements: list[Policy]) -> Policy:
+    logs = _HERE.format("logs") + f"log-group:/aws/lambda/deltaguard-${{sls:stage}}-{name}:*"
+    own = [
+        {"Sid": "Log", "Effect": "Allow", "Action": ["logs:CreateLogStream", "logs:PutLogEvents"], "Resource": [logs]},
+        # X-Ray knows no resources: https://docs.aws.amazon.com/service-authorization/latest/reference/list_awsx-ray.html
+        {
+            "Sid": "Trace",
+            "Effect": "Allow",
+            "Action": ["xray:PutTraceSegments", "xray:PutTelemetryRecords"],
+            "Resource": ["*"],
+        },
+    ]
+    assumed = {"Effect": "Allow", "Principal": {"Service": "lambda.amazonaws.com"}, "Action": "sts:AssumeRole"}
+    document = _filled_in(_document([*own, *statements]))
     return {
         "Type": "AWS::IAM::Role",
         "Properties": {
-            "AssumeRolePolicyDocument": _document(
-                [{"Effect": "Allow", "Principal": {"Service": "lambda.amazonaws.com"}, "Action": "sts:AssumeRole"}]
-            ),
-            "Policies": [
-                {"PolicyName": name, "PolicyDocument": _document([_substituted(s) for s in [*own, *statements]])}
-            ],
+            "AssumeRolePolicyDocument": _document([assumed]),
+            "Policies": [{"PolicyName": name, "PolicyDocument": document}],
         },
     }
 
 
-def _document(statements: list[Statement]) -> dict[str, Any]:
+def _document(statements: list[Policy]) -> Policy:
     return {"Version": "2012-10-17", "Statement": statements}
+
+
+def _filled_in(value: Any) -> Any:
+    """The same with every text that has placeholders replaced by what has CloudFormation fill them in."""
+    if isinstance(value, Mapping):
+        return {name: _filled_in(part) for name, part in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_filled_in(part) for part in value]
+    if not isinstance(value, str) or "${" not in value:
+        return value
+    buckets = {name: bucket for name, bucket in _BUCKETS.items() if f"${{{name}}}" in value}
+    return {"Fn::Sub": [value, buckets] if buckets else value}
