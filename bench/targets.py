@@ -16,6 +16,8 @@ TARGETS: Mapping[str, Target] = {
     "probe/fresh-500": Target("cheaper", 3),
     "memory/growth": Target("as much", 1, "MB", beyond=80),
     "import/validator": Target("below", 400, "ms"),
+    "cold/warm": Target("cheaper", 2),
+    "cold/image": Target("as much", 0.6),
 }
 """By the name of the figure."""
 

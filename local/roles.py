@@ -1,4 +1,4 @@
-"""The role of each function, as deploy/roles.json has it: the policies of `shared.policies`, with the template's names."""
+"""The role of each function, as deploy/roles.json has it: `shared.policies` with the names of the template."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def _functions() -> Mapping[str, list[Policy]]:
         watched, events_queue="${DeltasQueue.Arn}", resubmit_queue=_RESUBMIT_QUEUE, event_bus=_BUS
     )
     telling = policies.validator(watched, resubmit_queue=_RESUBMIT_QUEUE, event_bus=_BUS)
-    merged = _scope("${WatchedPrefix}", f"{places.SNAPSHOTS}/")
+    merged = _scope("${WatchedPrefix}", f"{places.INTERMEDIATES}/", f"{places.SNAPSHOTS}/")
     compaction = policies.compaction(merged, intermediate_prefix=f"{places.INTERMEDIATES}/")
     snapshots = policies.compaction(merged, intermediate_prefix=f"{places.SNAPSHOTS}/")
     return {

@@ -49,7 +49,9 @@ _SELDOM = {
     "sqs:ChangeMessageVisibility": "messages are put off when something fails",
     "s3:AbortMultipartUpload": "an upload in parts fails",
     "states:StartExecution": "the target of resubmissions is a state machine",
+    "TryConditionalDelete": "a store is asked once whether it knows conditional deletes",
 }
+"""Rights that these runs need not use, by action or statement, and when they are used."""
 
 
 def allowed(function: str) -> list[dict[str, Any]]:
@@ -205,7 +207,8 @@ def test_a_role_allows_what_its_function_does_and_nothing_more(
         (statement["Sid"], action)
         for statement in statements
         for action in statement["Action"]
-        if action not in _OF_LAMBDA | _SELDOM.keys()
+        if action not in _OF_LAMBDA
+        and not {action, statement["Sid"]} & _SELDOM.keys()
         and not any(_covers({**statement, "Action": [action]}, *right) for right in used)
     }
     assert idle == set()
