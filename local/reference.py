@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import inspect
+import json
 import re
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import fields
 from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel
 
 from local.roles import roles
 from shared.findings import CATALOGUE, Weight
+from shared.notices import NOTICES, Resubmission, ResubmitRequest
 from shared.settings import VARIABLES, Settings
 
 ROOT = Path(__file__).parent.parent
@@ -103,6 +109,89 @@ def findings() -> str:
     return "\n".join(lines) + "\n"
 
 
+_EVENTS = """# Events and messages
+
+Made from `shared/notices.py` by `make docs`. `DELTAGUARD_EVENT_BUS` names the EventBridge bus that is told, and
+`DELTAGUARD_RESUBMIT_QUEUE_URL` the queue of requests to process a batch again; without them nobody is told, and
+nothing is asked for. Events have the source `deltaguard`:
+
+```json
+{"source": ["deltaguard"], "detail-type": ["Delta Quarantined", "Resubmission Exhausted"]}
+```
+
+## What a consumer can count on
+
+- **After the act.** A `Delta Quarantined` is sent when the delta lies whole in quarantine, where its record says so.
+- **At least once, whatever is killed.** The quarantine record is written before anything is deleted, and
+  `told.json` beside it once everything was sent. Any later event of that delta finds a record that was not told of,
+  and tells. A `Delta Validated` is sent when the bytes were found healthy, and then the delta is tagged: the tag is
+  what stands for *told*. It follows within the same run of the validator, so a reader whom a bucket policy binds to
+  the tag should try again if it is faster. When an event cannot be sent, the message that led to it goes back to
+  its queue.
+- **Seldom twice.** A healthy tag answers a late or repeated event of S3, and nothing is sent again. Two runs at
+  once may both tell; so may a run after one that was killed. Then `id` is the same: keep the ids you acted on.
+- **About bytes.** `fingerprint` says which state of a delta is meant. A delta that is uploaded again has another
+  one, and is told of anew. The same bytes that come back under the same key are the same quarantine.
+- **Of limited size.** Long texts are cut, at most 20 findings are named, and of refused deltas as many as find room
+  (hundreds). All there is to know of a quarantined delta stands in its `quarantine.json`.
+
+A `Delta Undetermined` is told each time that the check fails. A delta that was overwritten or moved while it was
+looked at is none: it is looked at again.
+
+## When a message comes back
+
+A delta that is still arriving sends its message back to the queue until it has settled: hidden for the rest of
+`DELTAGUARD_SETTLE_SECONDS`. One that could not be checked comes back after about 30 seconds, then 60, 120 and so on
+up to 6 hours, half of it by chance. With a `maxReceiveCount` of 10 that is about 4 hours until it is given up to
+the dead-letter queue, which should raise an alarm: the delta is untouched, and after a redrive all goes on. There
+also ends the event of a delta that never becomes complete where manifests are required
+(`DELTAGUARD_MANIFEST=required`). Where they are optional, a delta that misses files is corrupt once it has settled.
+
+## How a batch is processed again
+
+1. The validator quarantines a corrupt delta whose manifest names a batch, and sends a *request* to the resubmit
+   queue.
+2. `validator.resubmission.handler` reads it, on the producer's side. It counts the starts of the batch in S3, below
+   `<quarantine prefix>/resubmissions/`, each quarantine once, and starts `DELTAGUARD_RESUBMIT_TARGET` with a
+   *resubmission*: a message to an SQS queue, or an execution of a state machine. Executions are named after batch
+   and quarantine, so a repeat is none; in a FIFO queue the same holds for 5 minutes, and elsewhere `id` tells.
+3. After `DELTAGUARD_MAX_RESUBMISSIONS` starts (3 by default; 0 for none) the batch is not started again. One
+   `Resubmission Exhausted` and the metric `ResubmissionsExhausted` call for a person. To allow a batch more, remove
+   its folder there.
+"""
+_MESSAGES: Mapping[type[BaseModel], str] = {
+    ResubmitRequest: "Request: validator to resubmit queue",
+    Resubmission: "Resubmission: to the target",
+}
+
+
+def events() -> str:
+    """docs/events.md: what is told to whom and when, with the JSON schema of each event and message."""
+    titles = {notice: f"Event `{notice.detail_type}`" for notice in NOTICES} | dict(_MESSAGES)
+    lines = [_EVENTS.rstrip()]
+    for model, title in titles.items():
+        schema = _untitled(model.model_json_schema())
+        del schema["description"]  # it stands above
+        lines += [
+            "",
+            f"## {title}",
+            "",
+            inspect.getdoc(model) or "",
+            "",
+            "```json",
+            json.dumps(schema, indent=1),
+            "```",
+        ]
+    return "\n".join(lines) + "\n"
+
+
+def _untitled(schema: Any) -> Any:
+    """A JSON schema without the titles that only repeat the names of fields."""
+    if isinstance(schema, dict):
+        return {k: _untitled(v) for k, v in schema.items() if not (k == "title" and isinstance(v, str))}
+    return schema
+
+
 def settings() -> str:
     """docs/settings.md: every setting with its variable, its default and its meaning."""
     meanings = _meanings(Settings.__doc__ or "")
@@ -140,6 +229,7 @@ def _shown_default(value: object) -> str:
 
 PAGES: Mapping[str, Callable[[], str]] = {
     "docs/findings.md": findings,
+    "docs/events.md": events,
     "docs/settings.md": settings,
     "deploy/roles.json": roles,
 }

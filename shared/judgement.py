@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from shared import tags as verdict_tags
-from shared.delta import DATABASE, MANIFEST, DeltaLocation, Listing, is_chroma_file
+from shared.delta import DATABASE, MANIFEST, DeltaFile, DeltaLocation, Listing, is_chroma_file
 from shared.errors import CouldNotCheck, ObjectChanged, StorageError, faults_explained
 from shared.findings import Weight
 from shared.folder import FolderContent, check_size, checksum_of, list_folder
@@ -91,7 +91,7 @@ def judge_stored(
         if trust_tags and _tagged_healthy(store, location, work.listing, depth):
             work.by_tag = True
             return work.judgement()
-        work.read_manifest(lambda length: store.read(location.bucket, location.key(MANIFEST), length))
+        work.read_manifest(lambda length: _head(store, location, work.listing.by_name[MANIFEST], length))
         awaited = _awaited(work.listing, work.manifest, settings, clock())
         if awaited and await_arrival:
             work.observed += awaited
@@ -211,10 +211,7 @@ class _StoredContent:
         self._folder: Path | None = None
 
     def head(self, name: str, length: int) -> bytes:
-        file = self._listing.by_name[name]
-        if not file.size:
-            return b""
-        return self._store.read(self._location.bucket, self._location.key(name), length, file.etag)
+        return _head(self._store, self._location, self._listing.by_name[name], length)
 
     def folder(self) -> Path:
         if self._folder is None:
@@ -232,6 +229,18 @@ class _StoredContent:
                 with faults_explained("making a scratch folder for an index"):
                     target.parent.mkdir(exist_ok=True)
                 self._store.download(self._location, file, target)
+
+
+def _head(store: Store, location: DeltaLocation, file: DeltaFile, length: int) -> bytes:
+    """The first bytes of a listed file. A connection that breaks in their midst looks like an end of the object."""
+    if not file.size:
+        return b""
+    data = store.read(location.bucket, location.key(file.name), length, file.etag)
+    expected = min(length, file.size)
+    if len(data) != expected:
+        detail = f"reading {location.uri}{file.name}: {len(data)} of {expected} bytes came"
+        raise StorageError("check.storage", detail, "IncompleteBody")
+    return data
 
 
 def _tagged_healthy(store: Store, location: DeltaLocation, listing: Listing, depth: Depth) -> bool:

@@ -21,7 +21,7 @@ from shared.verdict import Depth, Status, Verdict
 
 _MOST_FINDINGS = 20
 _MOST_DETAIL = 500  # characters; EventBridge and SQS take 256 kB, of which a character may need six bytes
-_MOST_REJECTED = 100
+_MOST_REJECTED_BYTES = 200_000
 _MOST_BATCH_ID = 1024
 
 Id = Annotated[str, Field(pattern="^[0-9a-f]{64}$", description="The same whenever the same thing is told again.")]
@@ -125,7 +125,7 @@ class DeltaUndetermined(Notice):
 
 
 class DeltaQuarantined(Notice):
-    """A corrupt delta was moved: it lies whole in quarantine, and is gone from its place."""
+    """A corrupt delta was moved: it lies whole in quarantine, and is no longer to be used where it was."""
 
     detail_type: ClassVar[str] = "Delta Quarantined"
 
@@ -154,23 +154,26 @@ class ChunkRejected(Notice):
     chunk_index: int | None
     total: Annotated[int, Field(description="Deltas in the chunk.")]
     refused: Annotated[int, Field(description="How many of them are not healthy.")]
-    deltas: Annotated[tuple[RejectedDelta, ...], Field(description=f"Those; the first {_MOST_REJECTED} if more.")]
+    deltas: Annotated[tuple[RejectedDelta, ...], Field(description="Those; the first ones where not all find room.")]
 
     @classmethod
     def of(cls, rejected: tuple[Verdict, ...], total: int, batch_id: str | None, chunk_index: int | None) -> Self:
         """The notice of a refused chunk, from the verdicts that are not healthy; the same refusal, the same notice."""
         states = sorted(f"{v.delta}\0{v.fingerprint}\0{v.status}" for v in rejected)
-        deltas = tuple(
-            RejectedDelta(delta=v.delta, status=v.status, reason=printable(v.reason, _MOST_DETAIL))
-            for v in rejected[:_MOST_REJECTED]
-        )
+        deltas, room = [], _MOST_REJECTED_BYTES
+        for verdict in rejected:
+            reason = printable(verdict.reason, _MOST_DETAIL)
+            deltas.append(RejectedDelta(delta=verdict.delta, status=verdict.status, reason=reason))
+            room -= len(deltas[-1].model_dump_json().encode())
+            if room < 0:
+                break
         return cls(
             id=identity(cls.detail_type, batch_id or "", str(chunk_index), *states),
             batch_id=known_batch(batch_id),
             chunk_index=chunk_index,
             total=total,
             refused=len(rejected),
-            deltas=deltas,
+            deltas=tuple(deltas),
         )
 
 

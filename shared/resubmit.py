@@ -84,7 +84,7 @@ def resubmit(store: Store, messaging: Messaging, request: ResubmitRequest, setti
 
 def _start(messaging: Messaging, request: ResubmitRequest, attempt: int, target: str) -> None:
     resubmission = Resubmission(
-        id=identity("resubmission", request.batch_id, str(attempt)),
+        id=identity("resubmission", request.batch_id, request.quarantine),
         batch_id=request.batch_id,
         attempt=attempt,
         delta=request.delta,
@@ -94,7 +94,7 @@ def _start(messaging: Messaging, request: ResubmitRequest, attempt: int, target:
     )
     document = resubmission.model_dump_json()
     if target.startswith("arn:"):
-        messaging.start(target, f"deltaguard-{resubmission.id[:48]}-{attempt}", document)
+        messaging.start(target, f"deltaguard-{resubmission.id}", document)
     else:
         messaging.send(target, document, group=identity(request.batch_id), key=resubmission.id)
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from local.deltas import DeltaRecipe, build_delta
+from local.stack import LocalStack, addresses
 from shared.delta import DeltaLocation
 from shared.settings import Settings
 from shared.storage import Store, current_store
@@ -56,6 +57,16 @@ def bucket(aws: str) -> str:
 
     boto3.client("s3").create_bucket(Bucket="deltas")
     return "deltas"
+
+
+@pytest.fixture
+def stack(aws: str, monkeypatch: pytest.MonkeyPatch) -> LocalStack:
+    """The bucket `deltas` with its queue of events, the resubmit queue and the event bus, all in the environment."""
+    for name, value in addresses(aws).items():
+        monkeypatch.setenv(name, value)
+    stack = LocalStack(aws, "deltas")
+    stack.create(prefix="words/", visibility_seconds=1000, max_receives=3)
+    return stack
 
 
 @pytest.fixture

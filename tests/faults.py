@@ -1,4 +1,4 @@
-"""Faults injected into real S3 requests, through botocore's own hooks."""
+"""Faults injected into real requests to AWS, through botocore's own hooks."""
 
 from __future__ import annotations
 
@@ -6,8 +6,13 @@ from collections.abc import Callable
 from typing import Any
 
 from botocore.awsrequest import AWSResponse
+from botocore.httpsession import URLLib3Session
 
+from shared.messaging import Messaging
 from shared.storage import Store, s3_client
+
+Answer = Callable[[Any], AWSResponse | None]
+"""Given a request before it is sent: the answer in place of the service's, or None to let it through."""
 
 _BODY = "<Error><Code>{code}</Code><Message>injected</Message></Error>"
 
@@ -21,36 +26,90 @@ class _Raw:
     def stream(self, *_: object) -> Any:
         yield self._body
 
+    def read(self, amount: int | None = None, **_: object) -> bytes:
+        part = self._body[:amount]
+        self._body = self._body[len(part) :]
+        return part
 
-def answering(code: str, status: int, when: Callable[[Any], bool] = lambda _: True) -> Store:
-    """A store whose requests are answered with an error of S3's, where `when` says so of the request."""
-    client = s3_client()
+    def close(self) -> None:
+        pass
 
-    def answer(request: Any, **_: Any) -> AWSResponse | None:
-        if not when(request):
-            return None
+
+def refusal(code: str, status: int) -> Answer:
+    """An error as S3 answers with it."""
+
+    def answer(request: Any) -> AWSResponse:
         body = b"" if request.method == "HEAD" else _BODY.format(code=code).encode()
         return AWSResponse(request.url, status, {"Content-Length": str(len(body))}, _Raw(body))
 
-    client.meta.events.register_first("before-send.s3", answer)
+    return answer
+
+
+def failure(error: Exception) -> Answer:
+    """A request that does not get through."""
+
+    def answer(request: Any) -> AWSResponse:
+        raise error
+
+    return answer
+
+
+def cut_short(request: Any) -> AWSResponse:
+    """The service's own answer, whose connection breaks in the middle of its body."""
+    whole = URLLib3Session().send(request)
+    body = whole.content
+    return AWSResponse(request.url, whole.status_code, whole.headers, _Raw(body[: len(body) // 2]))
+
+
+def answering(code: str, status: int, when: Callable[[Any], bool] = lambda _: True) -> Store:
+    """A store whose requests are answered with an error of S3's, where `when` says so of the request."""
+    refuse = refusal(code, status)
+    client = s3_client()
+    _hook(client, lambda request: refuse(request) if when(request) else None)
     client.meta.events.register_first("needs-retry.s3", lambda **_: None)
     return Store(client)
 
 
 def failing(error: Exception, when: Callable[[Any], bool] = lambda _: True) -> Store:
     """A store whose requests do not get through, where `when` says so of the request."""
+    fail = failure(error)
     client = s3_client()
-
-    def fail(request: Any, **_: Any) -> None:
-        if when(request):
-            raise error
-
-    client.meta.events.register_first("before-send.s3", fail)
+    _hook(client, lambda request: fail(request) if when(request) else None)
     return Store(client)
 
 
 def doing(client_hook: Callable[[Any], None]) -> Store:
     """A store that calls `client_hook` with each request before it is sent: another party acting in between."""
     client = s3_client()
-    client.meta.events.register_first("before-send.s3", lambda request, **_: client_hook(request))
+    _hook(client, client_hook)
     return Store(client)
+
+
+def hooked(answer: Answer) -> tuple[Store, Messaging]:
+    """A store and the messaging services whose requests are given to `answer`, and never repeated by botocore."""
+    client, messaging = s3_client(), Messaging()
+    for each in (client, messaging.sqs, messaging.events, messaging.states):
+        _hook(each, answer)
+        service = each.meta.service_model.service_id.hyphenize()
+        each.meta.events.unregister(f"needs-retry.{service}", unique_id=f"retry-config-{service}")
+    return Store(client), messaging
+
+
+class Crash(BaseException):
+    """The process is killed; nothing may catch it."""
+
+
+class CrashAt:
+    """An answer that lets requests through until the `number`-th, at which the process is killed; 0 never."""
+
+    def __init__(self, number: int) -> None:
+        self.left = number
+
+    def __call__(self, _: Any) -> None:
+        self.left -= 1
+        if self.left == 0:
+            raise Crash
+
+
+def _hook(client: Any, answer: Callable[[Any], Any]) -> None:
+    client.meta.events.register_first("before-send", lambda request, **_: answer(request))

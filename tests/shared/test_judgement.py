@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -256,3 +258,45 @@ def test_a_manifest_is_believed_in_a_local_folder_too(
     assert judge_folder(folder, Depth.LISTING, settled).checksums_proven
     (folder / DATABASE).write_bytes(flip((folder / DATABASE).read_bytes()))
     assert codes(judge_folder(folder, Depth.LISTING, settled).verdict) == ["manifest.checksum_differs"]
+
+
+@pytest.mark.slow
+def test_each_step_of_a_check_can_be_traced(
+    store: Store, flushed_delta: Path, put_delta: PutDelta, settled: Settings
+) -> None:
+    steps: list[str] = []
+
+    @contextmanager
+    def step(name: str) -> Iterator[None]:
+        steps.append(f"{name} begins")
+        yield
+        steps.append(f"{name} ends")
+
+    location = put_delta(flushed_delta, KEY)
+    judge_stored(store, location, Depth.OPEN, settled, step=step)
+    assert steps == [
+        "list begins",
+        "list ends",
+        "inspect begins",
+        "download begins",
+        "download ends",
+        "probe begins",
+        "probe ends",
+        "inspect ends",
+    ]
+
+
+def test_a_settling_delta_says_when_it_will_have_settled(
+    store: Store, flushed_delta: Path, put_delta: PutDelta
+) -> None:
+    location = put_delta(flushed_delta, KEY)
+    newest = store.list_delta(location).newest
+    assert newest is not None
+    for settings, moment in (
+        (Settings(settle_seconds=500), newest + timedelta(seconds=500)),
+        (Settings(settle_seconds=500, manifest_required=True), None),
+        (Settings(settle_seconds=0, manifest_required=True), None),
+    ):
+        judgement = judge_stored(store, location, Depth.LISTING, settings, await_arrival=True)
+        assert judgement.verdict.status is Status.INCOMPLETE
+        assert judgement.settles_at == moment

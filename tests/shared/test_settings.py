@@ -19,9 +19,16 @@ def test_without_variables_the_defaults_hold() -> None:
         max_delta_bytes=2 * 1024**3,
         probe_timeout_seconds=60,
         stage="dev",
+        event_bus=None,
+        resubmit_queue_url=None,
+        resubmit_target=None,
+        max_resubmissions=3,
     )
 
 
+BUS = "arn:aws-us-gov:events:us-gov-west-1:123456789012:event-bus/deltas"
+QUEUE = "https://sqs.eu-central-1.amazonaws.com/123456789012/re-process"
+MACHINE = "arn:aws:states:eu-central-1:123456789012:stateMachine:embed:7"
 SET = [
     ("DELTAGUARD_QUARANTINE_BUCKET", "held-deltas", Settings(quarantine_bucket="held-deltas")),
     ("DELTAGUARD_QUARANTINE_PREFIX", "held/deltas", Settings(quarantine_prefix="held/deltas")),
@@ -35,6 +42,13 @@ SET = [
     ("DELTAGUARD_MAX_DELTA_BYTES", "1", Settings(max_delta_bytes=1)),
     ("DELTAGUARD_PROBE_TIMEOUT_SECONDS", "1", Settings(probe_timeout_seconds=1)),
     ("DELTAGUARD_STAGE", "prod", Settings(stage="prod")),
+    ("DELTAGUARD_EVENT_BUS", "default", Settings(event_bus="default")),
+    ("DELTAGUARD_EVENT_BUS", BUS, Settings(event_bus=BUS)),
+    ("DELTAGUARD_RESUBMIT_QUEUE_URL", QUEUE, Settings(resubmit_queue_url=QUEUE)),
+    ("DELTAGUARD_RESUBMIT_TARGET", f"{QUEUE}.fifo", Settings(resubmit_target=f"{QUEUE}.fifo")),
+    ("DELTAGUARD_RESUBMIT_TARGET", MACHINE, Settings(resubmit_target=MACHINE)),
+    ("DELTAGUARD_MAX_RESUBMISSIONS", "0", Settings(max_resubmissions=0)),
+    ("DELTAGUARD_MAX_RESUBMISSIONS", "100", Settings(max_resubmissions=100)),
 ]
 
 
@@ -78,6 +92,17 @@ def test_the_process_s_own_environment_is_read_by_default(monkeypatch: pytest.Mo
         ("DELTAGUARD_MAX_DELTA_BYTES", "9" * 5000, ""),
         ("DELTAGUARD_PROBE_TIMEOUT_SECONDS", "0.5", "must be at least 1 seconds"),
         ("DELTAGUARD_PROBE_TIMEOUT_SECONDS", "soon", "must be a number of seconds"),
+        ("DELTAGUARD_EVENT_BUS", "a bus", "event bus"),
+        ("DELTAGUARD_EVENT_BUS", "arn:aws:sqs:us-east-1:123456789012:deltas", "event bus"),
+        ("DELTAGUARD_RESUBMIT_QUEUE_URL", "deltas", "URL of an SQS queue"),
+        ("DELTAGUARD_RESUBMIT_QUEUE_URL", "arn:aws:sqs:us-east-1:123456789012:deltas", "URL of an SQS queue"),
+        ("DELTAGUARD_RESUBMIT_QUEUE_URL", "https://example.org/", "URL of an SQS queue"),
+        ("DELTAGUARD_RESUBMIT_TARGET", "arn:aws:lambda:us-east-1:123456789012:function:f", "ARN of a state machine"),
+        ("DELTAGUARD_RESUBMIT_TARGET", "embed", "ARN of a state machine"),
+        ("DELTAGUARD_MAX_RESUBMISSIONS", "-1", "whole number from 0 to 100"),
+        ("DELTAGUARD_MAX_RESUBMISSIONS", "101", "whole number from 0 to 100"),
+        ("DELTAGUARD_MAX_RESUBMISSIONS", "three", "whole number from 0 to 100"),
+        ("DELTAGUARD_MAX_RESUBMISSIONS", "³", "whole number from 0 to 100"),
     ],
 )
 def test_a_wrong_value_is_one_error_that_names_variable_value_and_rule(variable: str, text: str, rule: str) -> None:

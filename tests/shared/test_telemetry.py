@@ -80,10 +80,12 @@ def test_in_lambda_a_trace_reaches_the_daemon_with_its_annotations() -> None:
         "AWS_XRAY_DAEMON_ADDRESS": f"127.0.0.1:{daemon.getsockname()[1]}",
     }
     environment.pop("AWS_XRAY_SDK_ENABLED", None)
-    program = "from shared.telemetry import traced\nwith traced('validate', delta_id='one'): pass"
+    program = (
+        "from shared.telemetry import traced\nwith traced('validate', delta_id='one') as a: a('status', 'healthy')"
+    )
     subprocess.run([sys.executable, "-c", program], env=environment, check=True, timeout=60)
     with daemon:
         header, _, document = daemon.recvfrom(65536)[0].decode().partition("\n")
     trace = json.loads(document)
     assert json.loads(header)["format"] == "json"
-    assert (trace["name"], trace["annotations"]["delta_id"]) == ("## validate", "one")
+    assert (trace["name"], trace["annotations"]) == ("## validate", {"delta_id": "one", "status": "healthy"})

@@ -10,7 +10,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from shared.delta import DeltaLocation
-from validator.events import EventError, Message, read_event
+from validator.events import EventError, Message, Receipt, read_event
 
 SEGMENT = "0a1b2c3d-0000-4000-8000-0123456789ab"
 D1, D2 = DeltaLocation("deltas", "tenant/d1/"), DeltaLocation("deltas", "tenant/d2/")
@@ -231,3 +231,28 @@ def test_no_json_event_raises_anything_but_an_event_error(event: Any) -> None:
         return
     for message in messages:
         assert not (message.deltas and message.problem)
+
+
+@pytest.mark.parametrize(
+    ("attributes", "receives"),
+    [
+        ({"ApproximateReceiveCount": "7"}, 7),
+        ({"ApproximateReceiveCount": "0"}, 1),
+        ({"ApproximateReceiveCount": "many"}, 1),
+        ({"ApproximateReceiveCount": "-3"}, 1),
+        ({"ApproximateReceiveCount": "9" * 5000}, 999_999_999),
+        ({}, 1),
+        (None, 1),
+    ],
+)
+def test_a_message_keeps_how_it_was_received(attributes: Any, receives: int) -> None:
+    event = sqs(s3("tenant/d1/chroma.sqlite3"))
+    event["Records"][0] |= {"receiptHandle": "handle", "eventSourceARN": "arn", "attributes": attributes}
+    (message,) = read_event(event)
+    assert message.receipt == Receipt("m1", "arn", "handle", receives)
+
+
+def test_an_event_without_a_queue_has_no_receipt_and_one_of_a_queue_may_have_no_handle() -> None:
+    (direct,), (queued,) = read_event(s3("tenant/d1/chroma.sqlite3")), read_event(sqs(s3("tenant/d1/chroma.sqlite3")))
+    assert direct.receipt is None
+    assert queued.receipt is not None and queued.receipt.handle is None

@@ -1,0 +1,216 @@
+"""What the validator tells, to whom, and how often: after the act, at least once, and seldom twice."""
+
+from __future__ import annotations
+
+import itertools
+from pathlib import Path
+from typing import Any
+
+import boto3
+import pytest
+
+from local.damage import apply_damage
+from local.stack import NOTICES, RESUBMIT, InvocationContext, LocalStack
+from shared.delta import DATABASE, MANIFEST
+from shared.notices import DeltaQuarantined, DeltaUndetermined, DeltaValidated, ResubmitRequest
+from tests import faults
+from tests.conftest import CopyOf
+from tests.uploads import files_of, in_queue, manifest_of, put, s3_event, stored
+from tests.validator.conftest import Through
+from validator.handler import handler
+
+KEY = "words/delta/one"
+NOTHING_FAILED: dict[str, Any] = {"batchItemFailures": []}
+EVENT = in_queue(s3_event("deltas", f"{KEY}/{DATABASE}"))
+
+
+@pytest.fixture(autouse=True)
+def environment(stack: LocalStack, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DELTAGUARD_SETTLE_SECONDS", "0")
+    monkeypatch.setenv("DELTAGUARD_DEPTH", "structure")
+
+
+@pytest.fixture
+def healthy(healthy_delta: Path) -> dict[str, bytes]:
+    return {**files_of(healthy_delta), MANIFEST: manifest_of(healthy_delta, "batch-40")}
+
+
+@pytest.fixture
+def broken(healthy: dict[str, bytes], healthy_delta: Path, copy_of: CopyOf) -> dict[str, bytes]:
+    """The same with a database that lost a row, and a manifest that tells of the whole one."""
+    folder = copy_of(healthy_delta)
+    apply_damage("queue-row-deleted", folder)
+    return {**healthy, DATABASE: (folder / DATABASE).read_bytes()}
+
+
+def run(event: dict[str, Any] = EVENT) -> dict[str, Any]:
+    return handler(event, InvocationContext())
+
+
+def test_a_healthy_delta_is_told_of_once_however_many_events_there_are(
+    stack: LocalStack, healthy: dict[str, bytes]
+) -> None:
+    put("deltas", KEY, healthy)
+    assert [run() for _ in range(3)] == [NOTHING_FAILED] * 3
+    (event,) = stack.taken(NOTICES)
+    assert event["detail-type"] == "Delta Validated"
+    told = DeltaValidated.model_validate(event["detail"])
+    assert (told.delta, told.batch_id, told.depth) == (f"s3://deltas/{KEY}/", "batch-40", "structure")
+    assert [(c.name, c.dimension, c.count) for c in told.collections] == [("words", 32, 50)]
+    assert stack.taken(RESUBMIT) == []
+
+
+def test_a_corrupt_delta_is_told_of_and_its_batch_asked_for_once(stack: LocalStack, broken: dict[str, bytes]) -> None:
+    put("deltas", KEY, broken)
+    assert [run() for _ in range(3)] == [NOTHING_FAILED] * 3
+    (event,) = stack.taken(NOTICES)
+    assert event["detail-type"] == "Delta Quarantined"
+    told = DeltaQuarantined.model_validate(event["detail"])
+    assert told.quarantine == f"s3://deltas/quarantine/{KEY}/{told.fingerprint}/"
+    assert {"manifest.checksum_differs"} <= {finding.code for finding in told.findings}
+    (body,) = stack.taken(RESUBMIT)
+    request = ResubmitRequest.model_validate(body)
+    assert (request.batch_id, request.attempt, request.quarantine) == ("batch-40", 1, told.quarantine)
+    assert request.reason.startswith("manifest.")
+
+
+def test_without_a_known_batch_nothing_is_asked_for(stack: LocalStack, broken: dict[str, bytes]) -> None:
+    put("deltas", KEY, {name: data for name, data in broken.items() if name != MANIFEST})
+    run()
+    (event,) = stack.taken(NOTICES)
+    assert event["detail"]["batch_id"] is None
+    assert stack.taken(RESUBMIT) == []
+
+
+def test_a_batch_id_of_megabytes_is_none(stack: LocalStack, broken: dict[str, bytes]) -> None:
+    put("deltas", KEY, {**broken, MANIFEST: broken[MANIFEST].replace(b"batch-40", b"x" * 2_000_000)})
+    assert run() == NOTHING_FAILED
+    (event,) = stack.taken(NOTICES)
+    assert event["detail"]["batch_id"] is None
+    assert stack.taken(RESUBMIT) == []
+
+
+def test_without_bus_and_queue_the_act_is_the_same(
+    stack: LocalStack, broken: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("DELTAGUARD_EVENT_BUS")
+    monkeypatch.delenv("DELTAGUARD_RESUBMIT_QUEUE_URL")
+    put("deltas", KEY, broken)
+    assert run() == NOTHING_FAILED
+    assert stored("deltas", "words/") == {}
+    assert stack.taken(NOTICES) == stack.taken(RESUBMIT) == []
+
+
+def test_a_delta_that_could_not_be_checked_is_told_of_each_time_with_one_id(
+    stack: LocalStack, healthy: dict[str, bytes], through: Through
+) -> None:
+    put("deltas", KEY, healthy)
+    through(lambda request: faults.refusal("AccessDenied", 403)(request) if DATABASE in request.url else None)
+    for _ in range(2):
+        assert run()["batchItemFailures"] == [{"itemIdentifier": "message-1"}]
+    one, two = (DeltaUndetermined.model_validate(event["detail"]) for event in stack.taken(NOTICES))
+    assert one.id == two.id
+    assert [finding.code for finding in one.findings] == ["check.access_denied"]
+
+
+def test_nobody_is_told_that_a_delta_changed_while_it_was_looked_at(
+    stack: LocalStack, healthy: dict[str, bytes], through: Through
+) -> None:
+    put("deltas", KEY, healthy)
+
+    def overwrite(request: Any) -> None:
+        if request.method == "HEAD" and DATABASE in request.url:
+            put("deltas", KEY, {DATABASE: b"newer"})
+
+    through(overwrite)
+    assert run()["batchItemFailures"] == [{"itemIdentifier": "message-1"}]
+    assert stack.taken(NOTICES) == []
+
+
+def test_a_bus_that_cannot_be_reached_keeps_the_message_until_it_can(
+    stack: LocalStack, healthy: dict[str, bytes], broken: dict[str, bytes], through: Through
+) -> None:
+    put("deltas", KEY, broken)
+    put("deltas", "words/delta/two", healthy)
+    event = in_queue(s3_event("deltas", f"{KEY}/{DATABASE}"), s3_event("deltas", f"words/delta/two/{DATABASE}"))
+    through(lambda request: faults.refusal("AccessDenied", 403)(request) if _is_service(request, "AWSEvents") else None)
+    assert len(run(event)["batchItemFailures"]) == 2
+    assert stored("deltas", f"{KEY}/") == {}, "the quarantine does not wait for the bus"
+    through(lambda _: None)
+    assert run(event) == NOTHING_FAILED
+    assert {event["detail-type"] for event in stack.taken(NOTICES)} == {"Delta Quarantined", "Delta Validated"}
+    assert len(stack.taken(RESUBMIT)) == 1
+
+
+def test_what_was_left_untold_is_told_although_a_healthy_delta_lies_there_now(
+    stack: LocalStack, healthy: dict[str, bytes], broken: dict[str, bytes], through: Through
+) -> None:
+    put("deltas", KEY, broken)
+    through(_crash_at_service("AWSEvents"))
+    with pytest.raises(faults.Crash):
+        run()
+    put("deltas", KEY, healthy)
+    through(lambda _: None)
+    assert run() == NOTHING_FAILED
+    assert {event["detail-type"] for event in stack.taken(NOTICES)} == {"Delta Quarantined", "Delta Validated"}
+
+
+@pytest.mark.slow
+def test_killed_before_any_request_a_quarantine_is_finished_and_told_of_by_the_next_run(
+    stack: LocalStack, broken: dict[str, bytes], through: Through
+) -> None:
+    """Also the notices: after the last delete, before the event, between event and request, before the mark."""
+    for killed in itertools.count(1):
+        key = f"words/delta/{killed}"
+        event = in_queue(s3_event("deltas", f"{key}/{DATABASE}"))
+        put("deltas", key, broken)
+        through(faults.CrashAt(killed))
+        try:
+            run(event)
+            break
+        except faults.Crash:
+            through(lambda _: None)
+            assert run(event) == NOTHING_FAILED
+        held = stored("deltas", f"quarantine/{key}/")
+        assert stored("deltas", f"{key}/") == {}
+        assert {name.rpartition("/")[2] for name in held} >= {"quarantine.json", "told.json"}
+        assert broken.items() <= {name.split("/", 5)[5]: data for name, data in held.items()}.items()
+        assert len({event["detail"]["id"] for event in stack.taken(NOTICES)}) == 1
+        assert len({body["quarantine"] for body in stack.taken(RESUBMIT)}) == 1
+    assert killed > 30
+
+
+@pytest.mark.slow
+def test_killed_before_any_request_a_healthy_delta_is_tagged_and_told_of_by_the_next_run(
+    stack: LocalStack, healthy: dict[str, bytes], through: Through
+) -> None:
+    for killed in itertools.count(1):
+        key = f"words/delta/{killed}"
+        event = in_queue(s3_event("deltas", f"{key}/{DATABASE}"))
+        put("deltas", key, healthy)
+        through(faults.CrashAt(killed))
+        try:
+            run(event)
+            break
+        except faults.Crash:
+            through(lambda _: None)
+            assert run(event) == NOTHING_FAILED
+        assert stored("deltas", f"{key}/") == {f"{key}/{name}": data for name, data in healthy.items()}
+        tags = boto3.client("s3").get_object_tagging(Bucket="deltas", Key=f"{key}/{DATABASE}")["TagSet"]
+        assert {"Key": "deltaguard:status", "Value": "healthy"} in tags
+        told = stack.taken(NOTICES)
+        assert {event["detail-type"] for event in told} == {"Delta Validated"}
+        assert len({event["detail"]["id"] for event in told}) == 1
+    assert killed > 15
+
+
+def _is_service(request: Any, target: str) -> bool:
+    return target in str(request.headers.get("X-Amz-Target", b""))
+
+
+def _crash_at_service(target: str) -> faults.Answer:
+    def answer(request: Any) -> None:
+        if _is_service(request, target):
+            raise faults.Crash
+
+    return answer
