@@ -18,6 +18,7 @@ from local.roles import roles
 from local.shim import InvocationContext
 from local.stack import RESUBMIT, LocalStack, addresses
 from scanner import handler as scanner
+from scanner.gate import ChunkRejected
 from shared.delta import DATABASE
 from shared.upload import upload_delta
 from validator import handler as validator
@@ -168,18 +169,23 @@ def run_resubmission(stack: LocalStack, healthy: Path) -> None:
 
 
 def run_compaction(stack: LocalStack, healthy: Path) -> None:
+    validator.handler(uploaded(put_corrupt(stack, healthy, "held")), InvocationContext())
     for name in ("one", "two"):
         copy(healthy, f"s3://deltas/words/delta/{name}/")
-    keys = [
-        {"delta_key": f"words/delta/{name}/", "delta_id": name, "embedding_count": 50, "collection": "words"}
-        for name in ("one", "two")
-    ]
-    event: dict[str, Any] = {"operation": "process_chunk", "batch_id": "b-1", "chunk_index": 0, "deltas": keys}
-    chunk = compaction.handler(event, None)
+    # The rest of an attempt that was killed makes room.
+    stack.s3.put_object(Bucket="deltas", Key=f"intermediate/b-1/chunk-0/{DATABASE}", Body=b"half")
+    chunk = compaction.handler({**_chunk("one", "two"), "chunk_index": 0}, None)
     compaction.handler({"operation": "final_merge", "batch_id": "b-1", "results": [chunk]}, None)
-    event["deltas"] = [{**keys[0], "delta_key": "words/delta/gone/", "delta_id": "gone"}]
-    with pytest.raises(Exception, match="chunk rejected"):
-        compaction.handler({**event, "chunk_index": 1}, None)
+    with pytest.raises(ChunkRejected, match=r"quarantine\.held"):
+        compaction.handler({**_chunk("one", "held"), "chunk_index": 1}, None)
+
+
+def _chunk(*names: str) -> dict[str, Any]:
+    deltas = [
+        {"delta_key": f"words/delta/{name}/", "delta_id": name, "embedding_count": 50, "collection": "words"}
+        for name in names
+    ]
+    return {"operation": "process_chunk", "batch_id": "b-1", "deltas": deltas}
 
 
 @pytest.mark.parametrize("function", ["validator", "scanner", "compaction", "resubmission"])
