@@ -20,7 +20,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from bench import coldstart, imports, memory, probing, structure
+from bench import coldstart, imports, load, memory, probing, structure
 from bench.figures import Figure, missed, table
 from bench.targets import unmeasured
 from shared.scratch import sweep_scratch
@@ -32,6 +32,7 @@ SUITES: Mapping[str, Callable[[], list[Figure]]] = {
     "memory": memory.figures,
     "import": imports.figures,
     "cold": coldstart.figures,
+    "load": load.figures,
 }
 """By name, in the order in which they run. A suite's figures are named `<suite>/<figure>`."""
 

@@ -18,6 +18,7 @@ TARGETS: Mapping[str, Target] = {
     "import/validator": Target("below", 400, "ms"),
     "cold/warm": Target("cheaper", 2),
     "cold/image": Target("as much", 0.6),
+    "load/requests": Target("as much", 8),
 }
 """By the name of the figure."""
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import logging
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -72,6 +72,15 @@ class LocalStack:
         events.put_rule(Name=NOTICES, EventBusName=_BUS, EventPattern=json.dumps({"source": [SOURCE]}))
         events.put_targets(Rule=NOTICES, EventBusName=_BUS, Targets=[{"Id": NOTICES, "Arn": _arn(NOTICES)}])
 
+    def send(self, bodies: Iterable[Any], queue: str = DELTAS) -> None:
+        """Puts messages with these bodies in a queue, as S3 puts its events there."""
+        waiting = [json.dumps(body) for body in bodies]
+        for start in range(0, len(waiting), _BATCH):
+            entries: list[Any] = [
+                {"Id": str(number), "MessageBody": body} for number, body in enumerate(waiting[start : start + _BATCH])
+            ]
+            self._sqs.send_message_batch(QueueUrl=self._url(queue), Entries=entries)
+
     def deliver(self, handler: Handler, queue: str = DELTAS) -> Delivery | None:
         """Gives the handler one batch of a queue's messages. Returns None when the queue has none to give now."""
         given = Queue(self._url(queue), _arn(queue), _BATCH)
@@ -116,7 +125,7 @@ def running_stack(bucket: str, **settings: str) -> Iterator[LocalStack]:
         bucket: Name of its bucket.
         settings: More environment variables, such as `DELTAGUARD_SETTLE_SECONDS`.
     """
-    with moto_server() as endpoint, environment({**REACHED, **addresses(endpoint), **settings}):
+    with moto_server() as endpoint, addressed(endpoint, **settings):
         yield LocalStack(endpoint, bucket)
 
 
@@ -158,6 +167,13 @@ def _rule(prefix: str, suffix: str) -> Any:
         "Events": ["s3:ObjectCreated:*"],
         "Filter": {"Key": {"FilterRules": names}},
     }
+
+
+@contextmanager
+def addressed(endpoint: str, **settings: str) -> Iterator[None]:
+    """An environment that leads boto3 and Deltaguard to a stack at this endpoint, with these variables besides."""
+    with environment({**REACHED, **addresses(endpoint), **settings}):
+        yield
 
 
 @contextmanager

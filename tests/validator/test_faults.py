@@ -6,6 +6,7 @@ Requests and local files are not hand-picked: each one that a check makes is mad
 from __future__ import annotations
 
 import errno
+import hashlib
 import itertools
 import json
 import os
@@ -40,7 +41,7 @@ KEY, WARM = "words/delta/one", "words/delta/warm"
 EVENT = in_queue(s3_event("deltas", f"{KEY}/{DATABASE}"))
 WARM_EVENT = in_queue(s3_event("deltas", f"{WARM}/{DATABASE}"))
 COMES_BACK = {"batchItemFailures": [{"itemIdentifier": "message-1"}]}
-FLUSHED = next(sample for sample in SAMPLES if sample.name == "1.5.9-flushed")
+QUEUED = next(sample for sample in SAMPLES if sample.name == "1.5.9-queued")
 
 REQUEST_FAULTS: dict[str, faults.Answer] = {
     "throttled": faults.refusal("SlowDown", 503),
@@ -76,15 +77,15 @@ def environment(stack: LocalStack, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def healthy(tmp_path: Path) -> dict[str, bytes]:
-    folder = FLUSHED.unpack(tmp_path)
+    folder = QUEUED.unpack(tmp_path)
     return {**files_of(folder), MANIFEST: manifest_of(folder, "batch-40")}
 
 
 @pytest.fixture
 def broken(healthy: dict[str, bytes], tmp_path: Path) -> dict[str, bytes]:
     """Broken in a way that only its bytes show: there is no manifest."""
-    folder = tmp_path / FLUSHED.name
-    apply_damage("data-vector-nan", folder)
+    folder = tmp_path / QUEUED.name
+    apply_damage("queue-row-deleted", folder)
     return files_of(folder)
 
 
@@ -95,10 +96,12 @@ def verdicts(capsys: pytest.CaptureFixture[str]) -> list[tuple[str, list[str]]]:
 
 
 def untouched(key: str, files: dict[str, bytes]) -> bool:
-    """Whether the delta lies there byte for byte, not even tagged, and nothing of it in quarantine."""
-    tags = boto3.client("s3").get_object_tagging(Bucket="deltas", Key=f"{key}/{DATABASE}")["TagSet"]
-    there = {name.removeprefix(f"{key}/"): data for name, data in stored("deltas", f"{key}/").items()}
-    return there == files and not tags and not stored("deltas", f"quarantine/{key}/")
+    """Whether the delta lies there byte for byte (by ETag), not even tagged, and nothing of it in quarantine."""
+    client = boto3.client("s3")
+    tags = client.get_object_tagging(Bucket="deltas", Key=f"{key}/{DATABASE}")["TagSet"]
+    listed = client.list_objects_v2(Bucket="deltas").get("Contents", [])
+    etags = {entry["Key"]: entry["ETag"].strip('"') for entry in listed if f"{key}/" in entry["Key"]}
+    return not tags and etags == {f"{key}/{name}": hashlib.md5(data).hexdigest() for name, data in files.items()}
 
 
 class FaultAt:
@@ -122,9 +125,20 @@ def is_of_the_check(request: str) -> bool:
     return request.startswith(("GET", "HEAD")) and "?tagging" not in request and "quarantine" not in request
 
 
+def is_harmless(fault: str, request: str) -> bool:
+    """Whether nothing is lost by the fault: there is no body to cut, or botocore mends it.
+
+    Where a HEAD is refused with 400, botocore asks for the region of the bucket and tries again.
+    """
+    if fault == "cut short":
+        return request.startswith("HEAD") or request.endswith("link_lists.bin")
+    return request.startswith("HEAD") and fault in {"token expired", "KMS key disabled", "KMS key gone"}
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("damaged", [False, True], ids=["healthy", "corrupt"])
-@pytest.mark.parametrize("fault", REQUEST_FAULTS)
+@pytest.mark.parametrize(
+    ("fault", "damaged"), [*((fault, False) for fault in REQUEST_FAULTS), ("access denied", True), ("cut short", True)]
+)
 def test_a_fault_at_any_request_of_a_check_is_undetermined_and_touches_nothing(
     healthy: dict[str, bytes],
     broken: dict[str, bytes],
@@ -134,15 +148,19 @@ def test_a_fault_at_any_request_of_a_check_is_undetermined_and_touches_nothing(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     files = broken if damaged else healthy
-    checking = 0
+    checking, key = 0, ""
     for number in itertools.count(1):
-        key = f"words/delta/{number}"
-        put("deltas", key, files)
+        if not key:
+            key = f"words/delta/{number}"
+            put("deltas", key, files)
         at = FaultAt(number, REQUEST_FAULTS[fault])
         through(at)
         answer = handler(in_queue(s3_event("deltas", f"{key}/{DATABASE}")), InvocationContext())
         ((status, codes),) = verdicts(capsys)
-        if is_of_the_check(at.met):
+        if is_harmless(fault, at.met):
+            assert status == ("corrupt" if damaged else "healthy"), at.met
+            key = ""
+        elif is_of_the_check(at.met):
             checking += 1
             assert (answer, status) == (COMES_BACK, "undetermined"), at.met
             assert all(code.startswith("check.") for code in codes)
@@ -151,20 +169,26 @@ def test_a_fault_at_any_request_of_a_check_is_undetermined_and_touches_nothing(
             break
         else:
             assert status == ("corrupt" if damaged else "healthy"), at.met
-    listing, manifest, heads, downloads = 1, int(not damaged), 6 * int(not damaged), 6
-    assert checking >= listing + manifest + heads + downloads
+            key = ""
+    listing, manifest, head, downloads = 1, int(not damaged), 1, 4
+    assert checking >= listing + manifest + head + downloads
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("damaged", [False, True], ids=["healthy", "corrupt"])
-@pytest.mark.parametrize("fault", LOCAL_FAULTS)
+@pytest.mark.parametrize(
+    ("fault", "damaged"), [*((fault, False) for fault in LOCAL_FAULTS), ("disk full", True), ("i/o error", True)]
+)
 def test_a_fault_at_any_local_file_of_a_check_is_undetermined_and_touches_nothing(
     healthy: dict[str, bytes],
     broken: dict[str, bytes],
     fault: str,
     damaged: bool,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
+    (tmp_path / "scratch").mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "scratch"))
     files = broken if damaged else healthy
     number, code = LOCAL_FAULTS[fault]
     put("deltas", WARM, healthy)
@@ -180,10 +204,10 @@ def test_a_fault_at_any_local_file_of_a_check_is_undetermined_and_touches_nothin
             assert status == ("corrupt" if damaged else "healthy")
             break
         assert (answer, status) == (COMES_BACK, "undetermined"), hit
-        assert codes == ["check.cannot_open" if hit == ["sqlite3.connect"] else code], hit
+        assert codes == ["check.cannot_open" if hit[0].startswith("sqlite3") else code], hit
         assert untouched(KEY, files), hit
         met += 1
-    assert met >= 1 + 1 + 6 + 1, "a folder, its lock, the files, and the database at last"
+    assert met >= 1 + 1 + 5 + 1, "a folder, its lock, the files, and the database at last"
 
 
 @contextmanager
@@ -201,10 +225,10 @@ def local_fault(at: int, number: int) -> Iterator[list[str]]:
         path = os.fsdecode(arguments[0]) if arguments and isinstance(arguments[0], (str, bytes, os.PathLike)) else ""
         if event not in ("open", "os.mkdir", "sqlite3.connect") or below not in path.removeprefix("file://"):
             return
-        if event == "open" and not isinstance(arguments[1], str) and arguments[2] & os.O_DIRECTORY:
-            return  # the removal of a folder
+        if event == "open" and Path(path).is_dir():
+            return  # its removal
         if threading.get_ident() == here and next(count) == at:
-            hit.append(event)
+            hit.append(f"{event} {path}")
             if event == "sqlite3.connect":
                 error = sqlite3.OperationalError("unable to open database file")
                 error.sqlite_errorcode = sqlite3.SQLITE_CANTOPEN
@@ -265,8 +289,7 @@ def test_a_probe_that_the_machine_stops_is_undetermined_and_touches_nothing(
     healthy: dict[str, bytes], fault: str, codes: set[str]
 ) -> None:
     put("deltas", KEY, healthy)
-    elsewhere = in_queue(s3_event("deltas", f"words/delta/gone/{DATABASE}"))
-    (outcome,) = limits.under(fault, elsewhere, EVENT, DELTAGUARD_DEPTH="open", DELTAGUARD_PROBE_TIMEOUT_SECONDS="3")
+    (outcome,) = limits.under(fault, in_queue(), EVENT, DELTAGUARD_DEPTH="open", DELTAGUARD_PROBE_TIMEOUT_SECONDS="3")
     assert (outcome["answer"], outcome["status"]) == (COMES_BACK, "undetermined")
     assert set(outcome["codes"]) <= codes
     assert untouched(KEY, healthy)
