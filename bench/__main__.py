@@ -20,7 +20,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from bench import coldstart, imports, load, memory, probing, structure
+from bench import coldstart, imports, load, memory, merging, probing, structure
 from bench.figures import Figure, missed, table
 from bench.targets import unmeasured
 from shared.scratch import sweep_scratch
@@ -33,6 +33,9 @@ SUITES: Mapping[str, Callable[[], list[Figure]]] = {
     "import": imports.figures,
     "cold": coldstart.figures,
     "load": load.figures,
+    "merge": merging.whole,
+    "refusal": merging.refusal,
+    "merge-memory": merging.memory,
 }
 """By name, in the order in which they run. A suite's figures are named `<suite>/<figure>`."""
 

@@ -33,13 +33,17 @@ DIMENSION = 1536
 """Of all vectors that are measured: what the common embedding models give."""
 
 
-def stocked(embeddings: int) -> Path:
+def stocked(embeddings: int, seed: int = 0) -> Path:
     """A delta with so many embeddings in one collection. It is shared: read it, and open none but a copy with Chroma.
+
+    Args:
+        embeddings: How many.
+        seed: Of its content; another seed gives other ids.
 
     Raises:
         RuntimeError: It could not be made.
     """
-    recipe = DeltaRecipe(embeddings=embeddings, dimension=DIMENSION)
+    recipe = DeltaRecipe(embeddings=embeddings, dimension=DIMENSION, seed=seed)
     # Not `deltaguard-...`: that is what the sweep of abandoned scratch folders removes.
     stock = Path(tempfile.gettempdir()) / f"bench-deltas-{os.getuid()}"
     stock.mkdir(mode=0o700, exist_ok=True)

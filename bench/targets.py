@@ -19,6 +19,14 @@ TARGETS: Mapping[str, Target] = {
     "cold/warm": Target("cheaper", 2),
     "cold/image": Target("as much", 0.6),
     "load/requests": Target("as much", 8),
+    "merge/old-way": Target("cheaper", 1.5),
+    "merge/gate-tagged": Target("as much", 0.05),
+    "merge/gate": Target("as much", 0.15),
+    "refusal/time-tagged": Target("cheaper", 5),
+    "refusal/time": Target("cheaper", 2),
+    "refusal/bytes-tagged": Target("cheaper", 5),
+    "refusal/thrown-away": Target("as much", 0),
+    "merge-memory/growth": Target("as much", 4, "MB", beyond=80),
 }
 """By the name of the figure."""
 

@@ -3,8 +3,8 @@
 `operation` says what to do. What fails is raised, so that the state fails and nothing after it runs; the name of the
 error is what a `Retry` or `Catch` of Step Functions goes by.
 
-- `process_chunk` needs `batch_id` and the chunk: `deltas` with `chunk_index`, or `chunks_s3_key` (and `chunks_s3_bucket`,
-  if it is another bucket) with `chunk_index` or `chunk_indices`. It answers as `process_chunk_deltas` does, for
+- `process_chunk` needs `batch_id` and the chunk: `deltas` with `chunk_index`, or `chunks_s3_key` (`chunks_s3_bucket`
+  for another bucket) with `chunk_index` or `chunk_indices`. It answers as `process_chunk_deltas` does, for
   `chunk_indices` with one of `results` for each.
 - `merge_chunk_group` needs `batch_id`, `group_index` and `intermediate_keys`, and answers likewise.
 - `final_merge` needs `batch_id` and `intermediate_keys`, and answers with `snapshot_key` and `latest_key`.

@@ -25,7 +25,7 @@ from shared.upload import upload_delta
 from shared.verdict import Verdict
 
 COMPONENT = "compaction"
-_ROWS = 1000
+_ROWS = 250  # in one upsert; Chroma turns every number of them into an object of Python, 12 MB for these
 _DOWNLOADS = 4
 
 

@@ -23,6 +23,7 @@ from rich.panel import Panel
 from rich.syntax import Syntax
 from rich.text import Text
 
+from local.claims import Claims as _Claims
 from local.damage import apply_damage
 from local.deltas import DeltaRecipe, build_delta, copy_across_commit
 from local.stack import LocalStack, running_stack
@@ -48,19 +49,6 @@ client = chromadb.PersistentClient(sys.argv[1])
 print(sum(collection.count() for collection in client.list_collections()))
 """
 _STYLES = {"healthy": "green", "corrupt": "bold red", "incomplete": "yellow", "undetermined": "magenta"}
-
-
-class _Claims:
-    """What the demo said, and whether it was so."""
-
-    def __init__(self, console: Console) -> None:
-        self._console = console
-        self.failed = 0
-
-    def check(self, claim: str, held: bool) -> None:
-        self.failed += not held
-        mark = Text("  ✓ ", "green") if held else Text("  ✗ ", "bold red")
-        self._console.print(mark + Text(claim), soft_wrap=True)
 
 
 @click.command()

@@ -35,6 +35,11 @@ _LATER = {
         "Watch broken deltas being caught, quarantined and refused, on this machine.",
         "deltaguard[demo]",
     ),
+    "reproduce": (
+        "local.incident:reproduce",
+        "Have the chunk-40 incident happen on this machine, as it was and as it is now.",
+        "deltaguard[demo]",
+    ),
 }
 """Commands of other modules: `module:attribute`, the line in the help, and what to install for it."""
 

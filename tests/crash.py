@@ -1,6 +1,7 @@
 """A child process that kills itself (SIGKILL) just before its N-th S3 request: a crash at any point of a protocol.
 
-Run as `python -m tests.crash upload N FOLDER BUCKET KEY` or `python -m tests.crash quarantine N BUCKET KEY`.
+Run as `python -m tests.crash upload N FOLDER BUCKET KEY`, `python -m tests.crash quarantine N BUCKET KEY` or
+`python -m tests.crash compaction N KEY...`.
 It exits with 0 when the work needed fewer requests.
 """
 
@@ -13,6 +14,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from compaction.chunk import process
 from shared.delta import DeltaLocation
 from shared.judgement import judge_stored
 from shared.quarantine import quarantine
@@ -27,7 +29,7 @@ ROOT = Path(__file__).parent.parent
 def killed_at(request: int, work: str, *arguments: str) -> bool:
     """Runs the work in a child that is killed before its `request`-th request. Returns whether it came that far."""
     command = [sys.executable, "-m", "tests.crash", work, str(request), *arguments]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=180, check=False)
     assert done.returncode in (0, -signal.SIGKILL), done.stderr
     return done.returncode != 0
 
@@ -52,6 +54,9 @@ def main(work: str, request: str, *arguments: str) -> None:
     if work == "upload":
         folder, bucket, key = arguments
         upload_delta(folder, bucket, key, store=store, settings=settings)
+        return
+    if work == "compaction":
+        process("batch", 0, [{"delta_key": key} for key in arguments], {}, store=store, settings=settings)
         return
     location = DeltaLocation(arguments[0], arguments[1] + "/")
     judgement = judge_stored(store, location, Depth.STRUCTURE, settings)

@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
-ROOMS = {"local", "validator", "scanner", "shared"}
+ROOMS = {"local", "validator", "compaction", "scanner", "shared"}
 
 
 def test_the_picture_matches_the_code() -> None:
