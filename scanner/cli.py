@@ -39,6 +39,11 @@ _LATER = {
         "Print the access policies of the bucket and of each role.",
         "deltaguard",
     ),
+    "upload": (
+        "scanner.upload:upload",
+        "Upload a closed Chroma directory as a delta, whole or not at all.",
+        "deltaguard",
+    ),
     "demo": (
         "local.demo:demo",
         "Watch broken deltas being caught, quarantined and refused, on this machine.",

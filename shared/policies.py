@@ -222,7 +222,7 @@ def resubmit(
         [
             *scope.listing(deltas=False),
             _allow("CountStarts", ["s3:GetObject", "s3:PutObject"], scope.held(f"{_RESUBMISSIONS}*")),
-            *_consume(queue),
+            *_consume(queue, hide=True),
             *_send(target_queue),
             *start,
             *_publish(event_bus),

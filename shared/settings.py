@@ -177,3 +177,6 @@ _VARIABLES: dict[str, tuple[str, Callable[[str], object]]] = {
     "max_resubmissions": ("DELTAGUARD_MAX_RESUBMISSIONS", _resubmissions),
     "quarantine_retention_days": ("DELTAGUARD_QUARANTINE_RETENTION_DAYS", _days),
 }
+
+VARIABLES: Mapping[str, str] = {field: variable for field, (variable, _) in _VARIABLES.items()}
+"""The environment variable of each setting."""

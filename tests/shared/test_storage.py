@@ -41,7 +41,7 @@ def test_a_listing_has_names_below_the_prefix_and_no_folder_marker(store: Store,
 
 
 def test_an_endless_listing_is_not_read_to_its_end(store: Store, bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("shared.storage.MAX_FILES", 2)
+    monkeypatch.setattr("shared.enumeration.MAX_FILES", 2)
     assert MAX_FILES > 10_000
     for number in range(4):
         boto3.client("s3").put_object(Bucket=bucket, Key=f"d/{number}", Body=b"")
