@@ -1,11 +1,13 @@
 # Every target sets up what it needs: a virtual environment in .venv from the locked requirements.
 PYTHON ?= python3
+NPM ?= npm
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+NODE_STAMP := node_modules/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test fast scorecard fuzz bench lint types imports docs check lock clean
+.PHONY: help venv demo offline package test fast scorecard fuzz bench lint types imports docs check lock clean
 
 help:  ## what there is
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 12
@@ -23,7 +25,20 @@ $(STAMP): requirements.lock pyproject.toml
 demo: $(STAMP)  ## watch broken deltas being caught, quarantined and kept out of a chunk
 	@$(BIN)/deltaguard demo
 
-test: $(STAMP)  ## all tests
+offline: $(STAMP) $(NODE_STAMP)  ## the whole stack on this machine, until Ctrl-C (needs Node.js)
+	@exec $(BIN)/python -m local.offline
+
+package: $(STAMP) $(NODE_STAMP)  ## the CloudFormation template in .serverless, checked; needs no credentials
+	@SLS_TELEMETRY_DISABLED=1 node_modules/.bin/serverless package
+	@$(BIN)/cfn-lint .serverless/cloudformation-template-update-stack.json
+
+$(NODE_STAMP): package-lock.json
+	@command -v $(NPM) > /dev/null || { echo "Node.js 20.19, 22.13, 24 or newer is needed, with npm"; exit 1; }
+	@echo "Installing the locked packages of Node.js into node_modules (once, half a minute) ..."
+	@$(NPM) ci --silent --ignore-scripts --no-audit --no-fund
+	@touch $@
+
+test: $(STAMP) $(if $(shell command -v $(NPM)),$(NODE_STAMP))  ## all tests
 	@$(BIN)/python -m pytest -n 2 --dist loadfile
 
 fast: $(STAMP)  ## the tests that take seconds
@@ -48,13 +63,17 @@ types: $(STAMP)  ## mypy --strict
 imports: $(STAMP)  ## the one-way order of the rooms
 	@$(BIN)/lint-imports
 
-docs: $(STAMP)  ## write the pages anew that are made from the code
+docs: $(STAMP)  ## write the files anew that are made from the code
 	@$(BIN)/python -m local.reference
 
 check: lint types imports test  ## everything CI does
 
+# What the image leaves out of Chroma's requirements: they embed text or serve HTTP, which nothing of ours asks for.
+LEFT_OUT := hf-xet huggingface-hub kubernetes onnxruntime tokenizers uvloop
+
 lock:  ## resolve the requirements anew (needs uv)
 	uv pip compile pyproject.toml --extra dev --universal --python-version 3.11 --generate-hashes --no-header --no-annotate --no-emit-index-url --no-emit-package deltaguard -o requirements.lock
+	uv pip compile pyproject.toml --extra chroma --constraint requirements.lock --python-version 3.13 --python-platform x86_64-manylinux_2_34 --generate-hashes --no-header --no-annotate --no-emit-index-url $(foreach name,deltaguard $(LEFT_OUT),--no-emit-package $(name)) -o deploy/requirements.lock
 
 clean:  ## remove what make has made
-	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) node_modules .serverless .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache

@@ -20,7 +20,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from bench import gating, imports, load, memory, merging, probing, scanning, structure
+from bench import coldstart, gating, imports, load, memory, merging, probing, scanning, structure
 from bench.figures import Figure, missed, table
 from bench.targets import unmeasured
 from shared.scratch import sweep_scratch
@@ -34,6 +34,7 @@ SUITES: Mapping[str, Callable[[], list[Figure]]] = {
     "gate": gating.figures,
     "memory": memory.figures,
     "import": imports.figures,
+    "cold": coldstart.figures,
     "load": load.figures,
     "merge": merging.whole,
     "refusal": merging.refusal,

@@ -1,4 +1,4 @@
-"""Suite `import`: what a cold start of the validator pays for its imports, beside that of chromadb.
+"""Suite `import`: what a cold start of each function pays for its imports, beside that of chromadb.
 
 Timed inside a fresh Python, from the statement to its end; of several, the fastest. Byte code is compiled and the files
 are in the page cache, since the first round is not counted.
@@ -17,6 +17,12 @@ from bench.figures import Figure
 from bench.targets import held
 from bench.timing import Measure, in_turns
 
+_HANDLERS = {
+    "validator": "validator.handler",
+    "scanner": "scanner.handler",
+    "compaction": "compaction.handler",
+    "resubmission": "validator.resubmission",
+}
 _ROUNDS = 5
 _SECONDS = 60
 _ROOT = Path(__file__).resolve().parent.parent
@@ -32,10 +38,16 @@ print(json.dumps({{"milliseconds": milliseconds, "chromadb": "chromadb" in sys.m
 
 
 def figures() -> list[Figure]:
-    """`validator.handler` beside `chromadb`, and whether the one pulls in the other."""
-    ours, theirs = map(min, in_turns([_importing("validator.handler"), _importing("chromadb")], _ROUNDS))
-    spoilt = "it imports chromadb" if _answer("validator.handler")["chromadb"] else ""
-    return [held("import/validator", "import validator.handler", ours, "import chromadb", theirs, "ms", spoilt)]
+    """Each handler beside `chromadb`, and whether the one pulls in the other."""
+    *ours, theirs = map(min, in_turns([_importing(module) for module in (*_HANDLERS.values(), "chromadb")], _ROUNDS))
+    return [
+        held(f"import/{name}", f"import {module}", cost, "import chromadb", theirs, "ms", _spoilt(module))
+        for (name, module), cost in zip(_HANDLERS.items(), ours, strict=True)
+    ]
+
+
+def _spoilt(module: str) -> str:
+    return "it imports chromadb" if _answer(module)["chromadb"] else ""
 
 
 def _importing(module: str) -> Measure:

@@ -27,11 +27,12 @@ from bench.targets import held
 from local.damage import apply_damage
 from local.deltas import DeltaRecipe, build_delta
 from local.stack import NOTICES, LocalStack, addressed
+from shared.client import s3_client
 from shared.delta import DATABASE
 from shared.outbox import TOLD
 from shared.quarantine import RECORD
 from shared.scratch import scratch_folder
-from shared.storage import Store, s3_client
+from shared.storage import Store
 from validator.handler import handler
 
 _BUCKET, _PREFIX = "deltas", "words/delta"

@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from shared.storage import Store, s3_client
+from shared.client import s3_client
+from shared.storage import Store
 
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client

@@ -9,8 +9,8 @@ from shared.delta import BUCKET_NAME, DeltaLocation, printable
 from shared.errors import SettingsError, TargetError
 
 BUCKET_VARIABLE = "CHROMADB_BUCKET"
-_INTERMEDIATES = "intermediate"
-_SNAPSHOTS = "snapshots"
+INTERMEDIATES, SNAPSHOTS = "intermediate", "snapshots"
+"""The prefixes below which intermediates and snapshots lie, without a `/`."""
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,199}")
 
 
@@ -52,24 +52,24 @@ def index(value: object, name: str) -> int:
 
 def chunk(of_bucket: str, batch_id: str, chunk_index: int) -> DeltaLocation:
     """Where the intermediate of a chunk goes."""
-    return DeltaLocation(of_bucket, f"{_INTERMEDIATES}/{batch_id}/chunk-{chunk_index}/")
+    return DeltaLocation(of_bucket, f"{INTERMEDIATES}/{batch_id}/chunk-{chunk_index}/")
 
 
 def group(of_bucket: str, batch_id: str, group_index: int) -> DeltaLocation:
     """Where the intermediate of a group of chunks goes."""
-    return DeltaLocation(of_bucket, f"{_INTERMEDIATES}/{batch_id}/group-{group_index}/")
+    return DeltaLocation(of_bucket, f"{INTERMEDIATES}/{batch_id}/group-{group_index}/")
 
 
 def snapshot(of_bucket: str, batch_id: str, digest: str) -> DeltaLocation:
     """Where a snapshot goes. `digest` tells the versions of one batch apart, so that none ever replaces another."""
-    return DeltaLocation(of_bucket, f"{_SNAPSHOTS}/{batch_id}/{digest}/")
+    return DeltaLocation(of_bucket, f"{SNAPSHOTS}/{batch_id}/{digest}/")
 
 
 def latest() -> str:
     """The key of the pointer to the newest snapshot."""
-    return f"{_SNAPSHOTS}/latest.json"
+    return f"{SNAPSHOTS}/latest.json"
 
 
 def lock() -> str:
     """The key of the lock that whoever moves that pointer holds."""
-    return f"{_SNAPSHOTS}/lock.json"
+    return f"{SNAPSHOTS}/lock.json"

@@ -1,20 +1,25 @@
-"""The pages of docs/ that are made from the code: `python -m local.reference` writes them anew (`make docs`)."""
+"""The files that are made from the code: `python -m local.reference` writes them anew (`make docs`)."""
 
 from __future__ import annotations
 
 import inspect
 import json
+import re
 import sys
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel
 
+from local.roles import roles
 from shared.findings import CATALOGUE, Weight
 from shared.notices import NOTICES, Resubmission, ResubmitRequest
+from shared.settings import VARIABLES, Settings
 
-DOCS = Path(__file__).parent.parent / "docs"
+ROOT = Path(__file__).parent.parent
+_GIB = 1024**3
 
 _WEIGHTS = {
     Weight.PROOF: "corrupt",
@@ -194,23 +199,63 @@ def _untitled(schema: Any) -> Any:
     return schema
 
 
-PAGES: Mapping[str, Callable[[], str]] = {"findings.md": findings, "events.md": events}
-"""The pages by file name."""
+def settings() -> str:
+    """docs/settings.md: every setting with its variable, its default and its meaning."""
+    meanings = _meanings(Settings.__doc__ or "")
+    lines = [
+        "# Settings",
+        "",
+        "Made from `shared/settings.py` by `make docs`. Environment variables, read at start; one that is empty counts",
+        "as not set, and a value that cannot be used is one clear error that names the variable. AWS's own variables",
+        "(`AWS_ENDPOINT_URL`, credentials, region) are read by boto3.",
+        "",
+        "| variable | default | meaning |",
+        "|---|---|---|",
+    ]
+    for field in fields(Settings):
+        variable, default = VARIABLES[field.name], _shown_default(field.default)
+        lines.append(f"| `{variable}` | {default} | {meanings[field.name]} |")
+    return "\n".join(lines) + "\n"
+
+
+def _meanings(docstring: str) -> dict[str, str]:
+    """The meaning of each argument, from a docstring's `Args:`."""
+    found = re.findall(r"^ {8}(\w+): (.+(?:\n {12}.+)*)", docstring, re.MULTILINE)
+    return {name: " ".join(text.split()) for name, text in found}
+
+
+def _shown_default(value: object) -> str:
+    if value is None:
+        return "none"
+    if isinstance(value, bool):
+        return "`required`" if value else "`optional`"
+    if isinstance(value, int) and value >= _GIB:
+        return f"{value / _GIB:g} GiB"
+    return f"{value:g}" if isinstance(value, (int, float)) else f"`{value}`"
+
+
+PAGES: Mapping[str, Callable[[], str]] = {
+    "docs/findings.md": findings,
+    "docs/events.md": events,
+    "docs/settings.md": settings,
+    "deploy/roles.json": roles,
+}
+"""The files by their paths."""
 
 
 def stale() -> Iterator[str]:
-    """Names of the pages whose file is not what the code says."""
+    """Paths of the files that are not what the code says."""
     for name, page in PAGES.items():
-        path = DOCS / name
+        path = ROOT / name
         if not path.is_file() or path.read_text(encoding="utf-8") != page():
             yield name
 
 
 def main() -> int:
-    """Writes the pages that are stale and names them."""
+    """Writes the files that are stale and names them."""
     for name in list(stale()):
-        (DOCS / name).write_text(PAGES[name](), encoding="utf-8")
-        sys.stdout.write(f"docs/{name}\n")
+        (ROOT / name).write_text(PAGES[name](), encoding="utf-8")
+        sys.stdout.write(f"{name}\n")
     return 0
 
 

@@ -12,12 +12,13 @@ import logging
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import boto3
 from moto.server import ThreadedMotoServer
 
+from local.poller import Delivery, Queue, deliver
+from local.shim import InvocationContext
 from shared.delta import DATABASE, MANIFEST
 from shared.messaging import SOURCE
 
@@ -33,34 +34,14 @@ _BATCH = 10
 _BUS = "deltaguard"
 DELTAS, RESUBMIT, BATCHES, NOTICES = "deltas", "resubmit", "batches", "notices"
 """Names of the queues: of S3's events, of requests to resubmit, of what these start, and of Deltaguard's own events."""
-_ENVIRONMENT = {
+REACHED = {
     "AWS_ACCESS_KEY_ID": "local",
     "AWS_SECRET_ACCESS_KEY": "local",  # moto accepts any
     "AWS_DEFAULT_REGION": "us-east-1",
     "AWS_XRAY_SDK_ENABLED": "false",
 }
+"""The environment in which boto3 reaches a local server, but for its URL."""
 _HIDDEN = ("AWS_PROFILE", "AWS_SESSION_TOKEN", "AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL_SQS", "AWS_REGION")
-
-
-class InvocationContext:
-    """The part of Lambda's context that a handler asks: how much time is left."""
-
-    function_name = "deltaguard-validator"
-    memory_limit_in_mb = 1024
-    invoked_function_arn = "arn:aws:lambda:us-east-1:123456789012:function:deltaguard-validator"
-    aws_request_id = "local"
-
-    def get_remaining_time_in_millis(self) -> int:
-        """Milliseconds until Lambda would end the invocation."""
-        return 300_000
-
-
-@dataclass(frozen=True, slots=True)
-class Delivery:
-    """One batch that a handler was given: how many messages, and how many of them must come back."""
-
-    messages: int
-    failed: int
 
 
 class LocalStack:
@@ -102,13 +83,8 @@ class LocalStack:
 
     def deliver(self, handler: Handler, queue: str = DELTAS) -> Delivery | None:
         """Gives the handler one batch of a queue's messages. Returns None when the queue has none to give now."""
-        received = self._receive(queue)
-        if not received:
-            return None
-        answer = handler({"Records": [_sqs_record(message, _arn(queue)) for message in received]}, InvocationContext())
-        failed = {failure["itemIdentifier"] for failure in answer["batchItemFailures"]}
-        self._delete(queue, [message for message in received if message["MessageId"] not in failed])
-        return Delivery(len(received), len(failed))
+        given = Queue(self._url(queue), _arn(queue), _BATCH)
+        return deliver(self._sqs, given, lambda event: handler(event, InvocationContext()))
 
     def taken(self, queue: str) -> list[dict[str, Any]]:
         """Takes all messages out of a queue and returns their bodies: events in `NOTICES`, batches in `BATCHES`."""
@@ -149,14 +125,19 @@ def running_stack(bucket: str, **settings: str) -> Iterator[LocalStack]:
         bucket: Name of its bucket.
         settings: More environment variables, such as `DELTAGUARD_SETTLE_SECONDS`.
     """
+    with moto_server() as endpoint, addressed(endpoint, **settings):
+        yield LocalStack(endpoint, bucket)
+
+
+@contextmanager
+def moto_server(port: int = 0) -> Iterator[str]:
+    """A moto server on the loopback interface; 0 is any free port. Yields its URL."""
     logging.getLogger("werkzeug").setLevel(logging.ERROR)
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=port, verbose=False)
     server.start()
-    _, port = server.get_host_and_port()
-    endpoint = f"http://127.0.0.1:{port}"
     try:
-        with addressed(endpoint, **settings):
-            yield LocalStack(endpoint, bucket)
+        _, port = server.get_host_and_port()
+        yield f"http://127.0.0.1:{port}"
     finally:
         server.stop()
 
@@ -176,7 +157,7 @@ def _queue_url(endpoint: str, queue: str) -> str:
 
 
 def _arn(queue: str) -> str:
-    return f"arn:aws:sqs:{_ENVIRONMENT['AWS_DEFAULT_REGION']}:{_ACCOUNT}:{queue}"
+    return f"arn:aws:sqs:{REACHED['AWS_DEFAULT_REGION']}:{_ACCOUNT}:{queue}"
 
 
 def _rule(prefix: str, suffix: str) -> Any:
@@ -191,26 +172,19 @@ def _rule(prefix: str, suffix: str) -> Any:
 @contextmanager
 def addressed(endpoint: str, **settings: str) -> Iterator[None]:
     """An environment that leads boto3 and Deltaguard to a stack at this endpoint, with these variables besides."""
+    with environment({**REACHED, **addresses(endpoint), **settings}):
+        yield
+
+
+@contextmanager
+def environment(variables: Mapping[str, str]) -> Iterator[None]:
+    """Sets environment variables, and hides those that would lead boto3 elsewhere, inside the block."""
     before = dict(os.environ)
     for name in _HIDDEN:
         os.environ.pop(name, None)
-    os.environ.update({**_ENVIRONMENT, **addresses(endpoint), **settings})
+    os.environ.update(variables)
     try:
         yield
     finally:
         os.environ.clear()
         os.environ.update(before)
-
-
-def _sqs_record(message: Mapping[str, Any], arn: str) -> dict[str, Any]:
-    """A received message as Lambda's event source mapping writes it."""
-    return {
-        "messageId": message["MessageId"],
-        "receiptHandle": message["ReceiptHandle"],
-        "body": message["Body"],
-        "attributes": message.get("Attributes", {}),
-        "messageAttributes": {},
-        "eventSource": "aws:sqs",
-        "eventSourceARN": arn,
-        "awsRegion": "us-east-1",
-    }

@@ -29,6 +29,21 @@ Exit status:
 _LATER = {
     "inspect": ("scanner.closeup:inspect", "Draw one delta, and where its damage sits.", "deltaguard"),
     "gate": ("scanner.admission:gate", "Tell whether a chunk may be merged, and what to do if not.", "deltaguard"),
+    "quarantine": (
+        "scanner.quarantine:quarantine",
+        "List, show, restore and purge what lies in quarantine.",
+        "deltaguard",
+    ),
+    "policy": (
+        "scanner.policy:policy",
+        "Print the access policies of the bucket and of each role.",
+        "deltaguard",
+    ),
+    "upload": (
+        "scanner.upload:upload",
+        "Upload a closed Chroma directory as a delta, whole or not at all.",
+        "deltaguard",
+    ),
     "demo": (
         "local.demo:demo",
         "Watch broken deltas being caught, quarantined and refused, on this machine.",

@@ -183,4 +183,5 @@ def _location(task: Task) -> DeltaLocation:
 
 
 def _is_throttled(outcome: _Outcome) -> bool:
-    return any(finding.code == "check.throttled" for finding in outcome.verdict.findings)
+    verdict = outcome.verdict
+    return verdict.status is Status.UNDETERMINED and any(f.code == "check.throttled" for f in verdict.findings)

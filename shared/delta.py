@@ -40,6 +40,16 @@ class DeltaFile:
     modified: datetime
 
 
+@dataclass(frozen=True, slots=True)
+class StoredObject:
+    """What the store says of one object. `crc64nvme` is None where it keeps none for the object as a whole."""
+
+    size: int
+    etag: str
+    version: str | None
+    crc64nvme: str | None
+
+
 @dataclass(frozen=True)
 class Listing:
     """The files of one delta, sorted by name."""

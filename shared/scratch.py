@@ -33,7 +33,8 @@ def scratch_folder() -> Iterator[Path]:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX)
             content = folder / "content"
-            content.mkdir()
+            with faults_explained(f"making a scratch folder in {folder}"):
+                content.mkdir()
             yield content
         finally:
             os.close(lock)

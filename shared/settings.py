@@ -33,6 +33,7 @@ class Settings:
         resubmit_queue_url: SQS queue for requests to process the batch of a corrupt delta again; None: none are made.
         resubmit_target: What such a request starts: URL of an SQS queue, or ARN of a state machine.
         max_resubmissions: How often one batch is started again before a person is told instead.
+        quarantine_retention_days: How long quarantined deltas are kept at least, unless a purge says otherwise.
     """
 
     quarantine_bucket: str | None = None
@@ -47,6 +48,7 @@ class Settings:
     resubmit_queue_url: str | None = None
     resubmit_target: str | None = None
     max_resubmissions: int = 3
+    quarantine_retention_days: int = 30
 
     @classmethod
     def from_environment(cls, environment: Mapping[str, str] | None = None) -> Self:
@@ -75,6 +77,7 @@ class Settings:
 
 
 _MOST_SECONDS = 1e9
+_MOST_DAYS = 36_500
 
 
 def _depth(text: str) -> Depth:
@@ -153,6 +156,12 @@ def _resubmissions(text: str) -> int:
     return int(text)
 
 
+def _days(text: str) -> int:
+    if not text.isdecimal() or int(text) > _MOST_DAYS:
+        raise ValueError(f"must be a whole number of days, at most {_MOST_DAYS}")
+    return int(text)
+
+
 _VARIABLES: dict[str, tuple[str, Callable[[str], object]]] = {
     "quarantine_bucket": ("DELTAGUARD_QUARANTINE_BUCKET", _bucket),
     "quarantine_prefix": ("DELTAGUARD_QUARANTINE_PREFIX", _prefix),
@@ -166,4 +175,8 @@ _VARIABLES: dict[str, tuple[str, Callable[[str], object]]] = {
     "resubmit_queue_url": ("DELTAGUARD_RESUBMIT_QUEUE_URL", _queue_url),
     "resubmit_target": ("DELTAGUARD_RESUBMIT_TARGET", _target),
     "max_resubmissions": ("DELTAGUARD_MAX_RESUBMISSIONS", _resubmissions),
+    "quarantine_retention_days": ("DELTAGUARD_QUARANTINE_RETENTION_DAYS", _days),
 }
+
+VARIABLES: Mapping[str, str] = {field: variable for field, (variable, _) in _VARIABLES.items()}
+"""The environment variable of each setting."""

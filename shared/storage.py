@@ -1,55 +1,38 @@
 """The only module that talks to S3. Every failure leaves here as one of `shared.errors`, never as a botocore error.
 
-Retries are botocore's own (standard mode, five attempts), so nothing above this module repeats a request.
+Some stores that speak S3's protocol ignore conditions (`If-Match`) without a word. So the ETag that came with the bytes
+is compared again here, and a delete looks before it acts where a trial has shown that its condition counts for nothing.
 """
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
-from datetime import datetime
-from email.utils import parsedate_to_datetime
+from collections.abc import Mapping
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, cast
+from urllib.parse import urlencode
 
-import boto3
 from awscrt.checksums import crc64nvme
 from boto3.s3.transfer import TransferConfig
-from botocore.config import Config
-from botocore.exceptions import BotoCoreError, ClientError
-from botocore.session import get_session
-from botocore.utils import parse_timestamp
 
-from shared.delta import MAX_FILES, DeltaFile, DeltaLocation, Listing
-from shared.errors import CouldNotCheck, ObjectChanged, ObjectGone, StorageError, faults_explained
+from shared.client import CONDITION_UNKNOWN, client_variables, s3_client, translated
+from shared.deletion import CONDITION_TRIAL, TRIAL_TEXT, Deletion
+from shared.delta import DeltaFile, DeltaLocation, StoredObject
+from shared.enumeration import Enumeration, ObjectVersion
+from shared.errors import ObjectChanged, ObjectGone, StorageError, faults_explained
 from shared.manifest import encode_checksum
 
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
 
 _CHUNK = 1024 * 1024
+_SINGLE_COPY_BYTES = 5 * 1024**3  # https://docs.aws.amazon.com/AmazonS3/latest/API/API_CopyObject.html
 _TRANSFER = TransferConfig(
     multipart_threshold=64 * 1024 * 1024, multipart_chunksize=64 * 1024 * 1024, use_threads=False
 )
-_GONE = {"NoSuchKey", "NoSuchBucket", "NotFound", "404", "NoSuchVersion"}
-_CHANGED = {"PreconditionFailed", "412", "ConditionalRequestConflict"}
-_DENIED = {"AccessDenied", "403", "Forbidden", "InvalidAccessKeyId", "SignatureDoesNotMatch", "ExpiredToken"}
-_THROTTLED = {"SlowDown", "503", "Throttling", "ThrottlingException", "RequestLimitExceeded", "TooManyRequests"}
 
 
-@dataclass(frozen=True, slots=True)
-class StoredObject:
-    """What the store says of one object. `crc64nvme` is None where it keeps none for the object as a whole."""
-
-    size: int
-    etag: str
-    version: str | None
-    crc64nvme: str | None
-
-
-class Store:
+class Store(Enumeration):
     """S3, or a store that speaks its protocol.
 
     Args:
@@ -57,59 +40,8 @@ class Store:
     """
 
     def __init__(self, client: S3Client) -> None:
-        self._client = client
-
-    def list_delta(self, location: DeltaLocation) -> Listing:
-        """The objects of a delta; an empty listing where there are none.
-
-        Raises:
-            StorageError: The listing failed, or is longer than `MAX_FILES` (`check.size_cap`).
-        """
-        files: list[DeltaFile] = []
-        for key, file in self.walk(location.bucket, location.prefix):
-            name = key.removeprefix(location.prefix)
-            if name:  # a folder marker has the prefix itself as its key
-                files.append(DeltaFile(name, file.size, file.etag, file.modified))
-            if len(files) > MAX_FILES:
-                detail = f"{location.uri}: more than {MAX_FILES} objects"
-                raise StorageError("check.size_cap", detail, "TooManyObjects")
-        return Listing.of(files)
-
-    def walk(self, bucket: str, prefix: str, after: str = "") -> Iterator[tuple[str, DeltaFile]]:
-        """Every object below a prefix in the order of its keys, a page of 1,000 in memory at a time.
-
-        Args:
-            bucket: Where to look.
-            prefix: What the keys begin with.
-            after: The keys up to this one are left out, and cost no request.
-
-        Yields:
-            Key, and a `DeltaFile` whose name is that key.
-
-        Raises:
-            StorageError: A request failed.
-        """
-        token = {"StartAfter": after} if after else {}
-        while True:
-            request = {"Bucket": bucket, "Prefix": prefix, **token}
-            page = self._call("listing", f"s3://{bucket}/{prefix}", self._client.list_objects_v2, request)
-            for entry in page.get("Contents", []):
-                key = entry["Key"]
-                yield key, DeltaFile(key, entry["Size"], entry["ETag"].strip('"'), entry["LastModified"])
-            if not page.get("IsTruncated"):
-                return
-            token = {"ContinuationToken": page["NextContinuationToken"]}
-
-    def holds(self, bucket: str, prefix: str) -> bool:
-        """Whether there is any object below a prefix.
-
-        Raises:
-            ObjectGone: There is no such bucket.
-            StorageError: The request failed.
-        """
-        request = {"Bucket": bucket, "Prefix": prefix, "MaxKeys": 1}
-        page = self._call("listing", f"s3://{bucket}/{prefix}", self._client.list_objects_v2, request)
-        return bool(page.get("Contents"))
+        super().__init__(client)
+        self._deletion = Deletion(client, self.head)
 
     def head(self, bucket: str, key: str) -> StoredObject:
         """Size, ETag, version and stored checksum of an object.
@@ -142,13 +74,13 @@ class Store:
             request["IfMatch"] = etag
         what = f"s3://{bucket}/{key}"
         try:
-            body = self._call("reading", what, self._client.get_object, request)["Body"]
+            body = self._body("reading", what, request)
         except StorageError as error:
             if error.s3_code == "InvalidRange":  # an empty object has no first byte
                 return b""
             raise
         with body:
-            return cast(bytes, self._translated("reading", what, lambda: body.read(length)))
+            return cast(bytes, translated("reading", what, lambda: body.read(length)))
 
     def checksum(self, bucket: str, key: str, etag: str) -> str:
         """CRC-64/NVME of an object (base64), computed from its bytes, for a store that keeps none.
@@ -160,12 +92,25 @@ class Store:
         """
         what = f"s3://{bucket}/{key}"
         request = {"Bucket": bucket, "Key": key, "IfMatch": etag}
-        body = self._call("reading", what, self._client.get_object, request)["Body"]
+        body = self._body("reading", what, request)
         checksum = 0
         with body:
-            while chunk := self._translated("reading", what, lambda: body.read(_CHUNK)):
+            while chunk := translated("reading", what, lambda: body.read(_CHUNK)):
                 checksum = crc64nvme(chunk, checksum)
         return encode_checksum(checksum)
+
+    def proven_checksum(self, bucket: str, key: str, stored: StoredObject) -> str:
+        """CRC-64/NVME of an object (base64): as S3 keeps it, else computed from its bytes.
+
+        A store that ignores conditions may keep what it was told or what it copied, so its word alone proves nothing.
+
+        Raises:
+            ObjectGone: It is not there.
+            ObjectChanged: It is no longer the one that `head` told of.
+            StorageError: The request failed.
+        """
+        kept = stored.crc64nvme if self._deletion.heeds_conditions is not False else None
+        return kept or self.checksum(bucket, key, stored.etag)
 
     def download(self, location: DeltaLocation, file: DeltaFile, target: Path) -> None:
         """Writes one file of a delta to `target`, which must not exist. The object must still be the one listed.
@@ -179,10 +124,10 @@ class Store:
         key = location.key(file.name)
         what = f"s3://{location.bucket}/{key}"
         request = {"Bucket": location.bucket, "Key": key, "IfMatch": file.etag}
-        body = self._call("downloading", what, self._client.get_object, request)["Body"]
+        body = self._body("downloading", what, request)
         written = 0
         with body, faults_explained(f"writing {what} to the scratch folder"), target.open("xb") as output:
-            while chunk := self._translated("downloading", what, lambda: body.read(_CHUNK)):
+            while chunk := translated("downloading", what, lambda: body.read(_CHUNK)):
                 written += len(chunk)
                 if written > file.size:
                     break
@@ -201,7 +146,7 @@ class Store:
         extra = {"ChecksumAlgorithm": "CRC64NVME"}
         with faults_explained(f"reading {path.name} for upload"), path.open("rb") as source:
             stream: BinaryIO = source
-            self._translated(
+            translated(
                 "uploading",
                 what,
                 lambda: self._client.upload_fileobj(stream, bucket, key, ExtraArgs=extra, Config=_TRANSFER),
@@ -213,19 +158,19 @@ class Store:
         Raises:
             StorageError: The request failed.
         """
-        request: dict[str, Any] = {
-            "Bucket": bucket,
-            "Key": key,
-            "Body": data,
-            "ContentType": "application/json",
-            "ChecksumAlgorithm": "CRC64NVME",
-        }
-        if only_if_absent:
-            request["IfNoneMatch"] = "*"
+        request = _small_object(bucket, key, data)
+        condition = {"IfNoneMatch": "*"} if only_if_absent else {}
+        what = f"s3://{bucket}/{key}"
         try:
-            self._call("writing", f"s3://{bucket}/{key}", self._client.put_object, request)
+            self._call("writing", what, self._client.put_object, request | condition)
         except ObjectChanged:
             return False
+        except StorageError as error:
+            if not only_if_absent or error.s3_code not in CONDITION_UNKNOWN:
+                raise
+            if self._deletion.look(bucket, key) is not None:
+                return False
+            self._call("writing", what, self._client.put_object, request)
         return True
 
     def replace(self, bucket: str, key: str, data: bytes, etag: str) -> bool:
@@ -234,47 +179,76 @@ class Store:
         Raises:
             StorageError: The request failed.
         """
-        request = {
-            "Bucket": bucket,
-            "Key": key,
-            "Body": data,
-            "ContentType": "application/json",
-            "ChecksumAlgorithm": "CRC64NVME",
-            "IfMatch": etag,
-        }
+        request = _small_object(bucket, key, data) | {"IfMatch": etag}
         try:
             self._call("replacing", f"s3://{bucket}/{key}", self._client.put_object, request)
         except (ObjectChanged, ObjectGone):
             return False
         return True
 
-    def copy(self, bucket: str, key: str, etag: str, to_bucket: str, to_key: str, size: int) -> None:
+    def copy(
+        self,
+        bucket: str,
+        key: str,
+        etag: str,
+        to_bucket: str,
+        to_key: str,
+        size: int,
+        *,
+        tags: Mapping[str, str] | None = None,
+        only_if_absent: bool = False,
+    ) -> None:
         """Copies one object inside the store, provided that it is still the one with this ETag.
+
+        Args:
+            bucket: Where it lies.
+            key: Its key.
+            etag: Its ETag.
+            to_bucket: Where the copy goes.
+            to_key: The copy's key.
+            size: Its bytes: those of more than 5 GiB are copied in parts.
+            tags: The copy's tags; None keeps the object's own.
+            only_if_absent: Whether nothing may lie under the copy's key.
 
         Raises:
             ObjectGone: It is not there.
-            ObjectChanged: It is another one now.
+            ObjectChanged: It is another one now, or something lies under the copy's key.
             StorageError: A request failed.
         """
         what = f"s3://{bucket}/{key} to s3://{to_bucket}/{to_key}"
+        conditions_count = self._deletion.heeds_conditions is not False
+        if only_if_absent and not conditions_count and self._deletion.look(to_bucket, to_key) is not None:
+            raise ObjectChanged("check.changed", f"copying {what}: something lies there already", "IfNoneMatch")
         source = {"Bucket": bucket, "Key": key}
+        extra: dict[str, Any] = {"CopySourceIfMatch": etag, "ChecksumAlgorithm": "CRC64NVME"}
+        if only_if_absent and conditions_count:
+            extra["IfNoneMatch"] = "*"
+        if tags is not None:
+            extra |= {"TaggingDirective": "REPLACE", "Tagging": urlencode(tags)}
         if size <= _SINGLE_COPY_BYTES:
-            request = {
-                "Bucket": to_bucket,
-                "Key": to_key,
-                "CopySource": source,
-                "CopySourceIfMatch": etag,
-                "ChecksumAlgorithm": "CRC64NVME",
-                "TaggingDirective": "COPY",
-            }
+            request = {"Bucket": to_bucket, "Key": to_key, "CopySource": source, "TaggingDirective": "COPY", **extra}
             self._call("copying", what, self._client.copy_object, request)
             return
-        extra = {"CopySourceIfMatch": etag, "ChecksumAlgorithm": "CRC64NVME"}
-        self._translated(
+        translated(
             "copying",
             what,
             lambda: self._client.copy(cast(Any, source), to_bucket, to_key, ExtraArgs=extra, Config=_TRANSFER),
         )
+
+    def conditional_deletes(self, bucket: str, prefix: str) -> bool:
+        """Whether this store heeds the condition of a delete; tried once, on an object of our own that stays there.
+
+        Args:
+            bucket: Where to try.
+            prefix: Below which the object lies.
+
+        Raises:
+            StorageError: It could not be tried.
+        """
+        if self._deletion.heeds_conditions is None:
+            self.put(bucket, prefix + CONDITION_TRIAL, TRIAL_TEXT, only_if_absent=True)
+            self._deletion.try_condition(bucket, prefix + CONDITION_TRIAL)
+        return bool(self._deletion.heeds_conditions)
 
     def delete(self, bucket: str, key: str, etag: str) -> None:
         """Deletes an object provided that it is still the one with this ETag. One that is gone is no error.
@@ -283,11 +257,17 @@ class Store:
             ObjectChanged: Another one lies there now; it was not deleted.
             StorageError: The request failed.
         """
-        request = {"Bucket": bucket, "Key": key, "IfMatch": etag}
-        try:
-            self._call("deleting", f"s3://{bucket}/{key}", self._client.delete_object, request)
-        except ObjectGone:
-            return
+        self._deletion.delete(bucket, key, etag)
+
+    def delete_version(self, bucket: str, version: ObjectVersion) -> None:
+        """Deletes one version of an object, or a delete marker, for good.
+
+        Raises:
+            StorageError: The request failed; `check.access_denied` where a retention or a legal hold forbids it.
+        """
+        what = f"version {version.version} of s3://{bucket}/{version.key}"
+        request = {"Bucket": bucket, "Key": version.key, "VersionId": version.version}
+        self._call("deleting", what, self._client.delete_object, request)
 
     def tags(self, bucket: str, key: str) -> dict[str, str]:
         """The tags of an object.
@@ -311,24 +291,18 @@ class Store:
         request = {"Bucket": bucket, "Key": key, "Tagging": tagging}
         self._call("tagging", f"s3://{bucket}/{key}", self._client.put_object_tagging, request)
 
-    def _call(self, doing: str, what: str, operation: Callable[..., Any], request: Mapping[str, Any]) -> Any:
-        return self._translated(doing, what, lambda: operation(**request))
-
-    @staticmethod
-    def _translated(doing: str, what: str, action: Callable[[], Any]) -> Any:
-        try:
-            return action()
-        except ClientError as error:
-            raise _storage_error(doing, what, error) from error
-        except CouldNotCheck:
-            raise
-        except (BotoCoreError, OSError) as error:
-            raise StorageError("check.storage", f"{doing} {what}: {error}", type(error).__name__) from error
+    def _body(self, doing: str, what: str, request: Mapping[str, Any]) -> Any:
+        """The body of an object, which must have the ETag that the request names, if it names one."""
+        answer = self._call(doing, what, self._client.get_object, request)
+        if answer["ETag"].strip('"') != request.get("IfMatch", answer["ETag"]).strip('"'):
+            answer["Body"].close()
+            raise ObjectChanged("check.changed", f"{doing} {what}: it has another ETag than when it was listed", "ETag")
+        return answer["Body"]
 
 
-_SINGLE_COPY_BYTES = (
-    5 * 1024**3
-)  # CopyObject's limit, https://docs.aws.amazon.com/AmazonS3/latest/API/API_CopyObject.html
+def _small_object(bucket: str, key: str, data: bytes) -> dict[str, Any]:
+    types = {"ContentType": "application/json", "ChecksumAlgorithm": "CRC64NVME"}
+    return {"Bucket": bucket, "Key": key, "Body": data, **types}
 
 
 def current_store() -> Store:
@@ -337,72 +311,9 @@ def current_store() -> Store:
     Raises:
         StorageError: The environment does not say enough to reach one.
     """
-    return _store_for(tuple(os.environ.get(name) for name in _CLIENT_VARIABLES))
+    return _store_for(client_variables())
 
 
 @lru_cache(maxsize=4)
 def _store_for(_environment: tuple[str | None, ...]) -> Store:
     return Store(s3_client())
-
-
-_CLIENT_VARIABLES = (
-    "AWS_ENDPOINT_URL",
-    "AWS_ENDPOINT_URL_S3",
-    "AWS_REGION",
-    "AWS_DEFAULT_REGION",
-    "AWS_PROFILE",
-    "AWS_CONFIG_FILE",
-    "AWS_SHARED_CREDENTIALS_FILE",
-    "AWS_ACCESS_KEY_ID",
-    "AWS_SECRET_ACCESS_KEY",
-    "AWS_SESSION_TOKEN",
-)
-
-
-def s3_client() -> S3Client:
-    """An S3 client for the current environment, with the retries and checksum rules that `Store` counts on.
-
-    Raises:
-        StorageError: The environment does not say enough to make one (no region, a broken profile, ...).
-    """
-    try:
-        core = get_session()
-        core.get_component("response_parser_factory").set_parser_defaults(timestamp_parser=_moment)
-        config = Config(
-            # S3's access logs show who it was. Made once: botocore would put its own together twice a request.
-            user_agent=f"deltaguard {core.user_agent()}",
-            retries={"mode": "standard", "total_max_attempts": 5},
-            connect_timeout=5,
-            read_timeout=60,
-            max_pool_connections=64,
-            # A range read may carry the whole object's checksum, which botocore would compare with the part's.
-            response_checksum_validation="when_required",
-        )
-        return boto3.Session(botocore_session=core).client("s3", config=config)
-    except (BotoCoreError, ValueError) as error:
-        raise StorageError("check.storage", f"making an S3 client: {error}", type(error).__name__) from error
-
-
-def _moment(text: str) -> datetime:
-    """A time in an answer. A listing has one for each object, and botocore's own parser takes half of its cost."""
-    try:
-        if text.endswith(" GMT"):
-            return parsedate_to_datetime(text)
-        if "T" in text:
-            return datetime.fromisoformat(text)
-    except (AttributeError, TypeError, ValueError):
-        pass
-    return parse_timestamp(text)
-
-
-def _storage_error(doing: str, what: str, error: ClientError) -> StorageError:
-    answer = error.response.get("Error", {})
-    code, message = answer.get("Code", "Unknown"), answer.get("Message", "")
-    detail = f"{doing} {what}: {code}: {message}".rstrip(": ")
-    if code in _GONE:
-        return ObjectGone("check.gone", detail, code)
-    if code in _CHANGED:
-        return ObjectChanged("check.changed", detail, code)
-    if code in _DENIED:
-        return StorageError("check.access_denied", detail, code)
-    return StorageError("check.throttled" if code in _THROTTLED else "check.storage", detail, code)

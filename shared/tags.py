@@ -8,8 +8,11 @@ from datetime import datetime
 from shared.delta import Listing
 from shared.verdict import RULES, Depth, Status, Verdict
 
+PREFIX = "deltaguard:"
+"""What the names of our tags begin with."""
+
 _STATUS, _FINGERPRINT, _DEPTH, _CHECKED_AT, _RULES = (
-    f"deltaguard:{name}" for name in ("status", "fingerprint", "depth", "checked-at", "rules")
+    f"{PREFIX}{name}" for name in ("status", "fingerprint", "depth", "checked-at", "rules")
 )
 
 
@@ -23,6 +26,11 @@ def with_verdict(tags: Mapping[str, str], verdict: Verdict, now: datetime) -> di
         _CHECKED_AT: now.strftime("%Y-%m-%dT%H:%M:%SZ"),
         _RULES: RULES,
     }
+
+
+def without_verdict(tags: Mapping[str, str]) -> dict[str, str]:
+    """The tags of others alone."""
+    return {name: value for name, value in tags.items() if not name.startswith(PREFIX)}
 
 
 def healthy_depth(tags: Mapping[str, str], listing: Listing) -> Depth | None:

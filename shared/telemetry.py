@@ -79,7 +79,7 @@ def count_verdict(component: str, stage: str, verdict: Verdict, collection: str)
     metrics = {"DeltaValidationAttempts": 1.0, **dict.fromkeys(outcome.values(), 0.0)}
     if verdict.status in outcome:
         metrics[outcome[verdict.status]] = 1.0
-    _emit(component, stage, collection, metrics, duration_ms=verdict.duration_ms)
+    _emit(component, stage, collection, metrics, verdict.depth.value, verdict.duration_ms)
 
 
 def count(component: str, stage: str, metric: str, collection: str = UNKNOWN_COLLECTION) -> None:
@@ -88,13 +88,20 @@ def count(component: str, stage: str, metric: str, collection: str = UNKNOWN_COL
 
 
 def _emit(
-    component: str, stage: str, collection: str, metrics: dict[str, float], duration_ms: float | None = None
+    component: str,
+    stage: str,
+    collection: str,
+    metrics: dict[str, float],
+    depth: str | None = None,
+    duration_ms: float | None = None,
 ) -> None:
-    # Two sets of dimensions: with the collection to look closer, without it for the alarms.
+    # Sets of dimensions: with the collection, or the depth, to look closer; without them for the alarms.
     blob = EphemeralMetrics(namespace=NAMESPACE, service=component)
     blob.add_dimension(name="stage", value=stage)
     blob.add_dimension(name="service", value=component)
     blob.add_dimensions(stage=stage, service=component, collection=collection or UNKNOWN_COLLECTION)
+    if depth is not None:
+        blob.add_dimensions(stage=stage, service=component, depth=depth)
     for name, value in metrics.items():
         blob.add_metric(name=name, unit=MetricUnit.Count, value=value)
     if duration_ms is not None:

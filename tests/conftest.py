@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import shutil
+import socket
+import subprocess
+import sys
+import time
 import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -11,6 +15,7 @@ import pytest
 
 from local.deltas import DeltaRecipe, build_delta
 from local.stack import LocalStack, addresses
+from shared.client import s3_client
 from shared.delta import DeltaLocation
 from shared.settings import Settings
 from shared.storage import Store, current_store
@@ -57,6 +62,45 @@ def bucket(aws: str) -> str:
 
     boto3.client("s3").create_bucket(Bucket="deltas")
     return "deltas"
+
+
+@pytest.fixture(scope="session")
+def foreign_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The URL of an S3 server that is neither Amazon's nor moto: rclone's, which ignores every condition."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{probe.getsockname()[1]}"
+    program = Path(sys.executable).parent / "rclone"
+    root = tmp_path_factory.mktemp("rclone")
+    command = [program, "serve", "s3", "--config", root / "none", "--addr", address, "--auth-key", "testing,testing"]
+    (root / "objects").mkdir()
+    server = subprocess.Popen([*command, root / "objects"], stderr=subprocess.DEVNULL)
+    try:
+        deadline = time.monotonic() + 60
+        while time.monotonic() < deadline:
+            try:
+                socket.create_connection((address.partition(":")[0], int(address.partition(":")[2])), 1).close()
+                break
+            except OSError:
+                time.sleep(0.05)
+        yield f"http://{address}"
+    finally:
+        server.terminate()
+        server.wait()
+
+
+@pytest.fixture
+def foreign_store(aws: str, foreign_server: str, monkeypatch: pytest.MonkeyPatch) -> Store:
+    """A store that ignores conditions, with an empty bucket `deltas`, in place of the one that does not."""
+    import boto3
+
+    monkeypatch.setenv("AWS_ENDPOINT_URL", foreign_server)
+    client = boto3.client("s3")
+    if not client.list_buckets()["Buckets"]:
+        client.create_bucket(Bucket="deltas")
+    for found in client.list_objects_v2(Bucket="deltas").get("Contents", []):
+        client.delete_object(Bucket="deltas", Key=found["Key"])
+    return Store(s3_client())
 
 
 @pytest.fixture

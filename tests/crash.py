@@ -1,40 +1,97 @@
-"""A child process that kills itself (SIGKILL) just before its N-th S3 request: a crash at any point of a protocol.
+"""A process that kills itself (SIGKILL) at its N-th S3 request: a crash at any point of a protocol.
 
-Run as `python -m tests.crash upload N FOLDER BUCKET KEY`, `python -m tests.crash quarantine N BUCKET KEY` or
-`python -m tests.crash compaction N KEY...`.
-It exits with 0 when the work needed fewer requests.
+`before` the request: it never left. `after` it: the store has done it, and nobody has seen the answer. A warm process
+that has imported everything forks one for each crash, so hundreds of them take seconds.
 """
 
 from __future__ import annotations
 
+import atexit
+import json
 import os
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
+from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from compaction.chunk import process
+from shared.client import s3_client
 from shared.delta import DeltaLocation
+from shared.holding import held_below, purge, restore
 from shared.judgement import judge_stored
 from shared.quarantine import quarantine
 from shared.settings import Settings
-from shared.storage import Store, s3_client
+from shared.storage import Store
 from shared.upload import upload_delta
 from shared.verdict import Depth
 
 ROOT = Path(__file__).parent.parent
+SETTINGS = Settings(settle_seconds=0)
+Moment = Literal["before", "after"]
+_HOOKS = {"before": "before-send.s3", "after": "response-received.s3"}
 
 
-def killed_at(request: int, work: str, *arguments: str) -> bool:
-    """Runs the work in a child that is killed before its `request`-th request. Returns whether it came that far."""
-    command = [sys.executable, "-m", "tests.crash", work, str(request), *arguments]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=180, check=False)
-    assert done.returncode in (0, -signal.SIGKILL), done.stderr
-    return done.returncode != 0
+def killed_at(request: int, work: str, *arguments: str, moment: Moment = "before") -> bool:
+    """Does the work in a process that is killed at its `request`-th request. Returns whether it came that far."""
+    environment = {name: value for name, value in os.environ.items() if name.startswith(("AWS_", "CHROMADB_"))}
+    process = _nursery()
+    process.stdin.write(json.dumps([environment, moment, request, work, arguments]) + "\n")
+    process.stdin.flush()
+    signal_, told = json.loads(process.stdout.readline())
+    assert signal_ in (0, signal.SIGKILL), told
+    return signal_ != 0
 
 
-def _dying_store(request: int) -> Store:
+@cache
+def _nursery() -> Any:
+    command = [sys.executable, "-m", "tests.crash"]
+    process = subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    atexit.register(process.communicate)  # closes its input, which ends it, and waits
+    return process
+
+
+def _upload(store: Store, folder: str, bucket: str, key: str) -> None:
+    upload_delta(folder, bucket, key, store=store, settings=SETTINGS)
+
+
+def _quarantine(store: Store, bucket: str, key: str) -> None:
+    location = DeltaLocation(bucket, key + "/")
+    judgement = judge_stored(Store(s3_client()), location, Depth.STRUCTURE, SETTINGS)
+    if not judgement.gone:
+        quarantine(store, location, judgement, SETTINGS)
+
+
+def _restore(store: Store, bucket: str, key: str, *options: str) -> None:
+    for held in held_below(store, bucket, key + "/", SETTINGS, _fail):
+        restore(store, held, SETTINGS, overwrite="overwrite" in options)
+
+
+def _purge(store: Store, bucket: str, key: str) -> None:
+    for held in held_below(store, bucket, key + "/", SETTINGS, _fail):
+        purge(store, held)
+
+
+def _compaction(store: Store, *keys: str) -> None:
+    process("batch", 0, [{"delta_key": key} for key in keys], {}, store=store, settings=SETTINGS)
+
+
+def _fail(error: Exception) -> None:
+    raise error
+
+
+_WORKS: dict[str, Callable[..., None]] = {
+    "compaction": _compaction,
+    "upload": _upload,
+    "quarantine": _quarantine,
+    "restore": _restore,
+    "purge": _purge,
+}
+
+
+def _dying_store(request: int, moment: Moment) -> Store:
     client = s3_client()
     seen = 0
 
@@ -44,25 +101,31 @@ def _dying_store(request: int) -> Store:
         if seen == request:
             os.kill(os.getpid(), signal.SIGKILL)
 
-    client.meta.events.register("before-send.s3", count)
+    client.meta.events.register(_HOOKS[moment], count)
     return Store(client)
 
 
-def main(work: str, request: str, *arguments: str) -> None:
-    settings = Settings(settle_seconds=0)
-    store = _dying_store(int(request))
-    if work == "upload":
-        folder, bucket, key = arguments
-        upload_delta(folder, bucket, key, store=store, settings=settings)
-        return
-    if work == "compaction":
-        process("batch", 0, [{"delta_key": key} for key in arguments], {}, store=store, settings=settings)
-        return
-    location = DeltaLocation(arguments[0], arguments[1] + "/")
-    judgement = judge_stored(store, location, Depth.STRUCTURE, settings)
-    if not judgement.gone:
-        quarantine(store, location, judgement, settings)
+def _child(environment: dict[str, str], moment: Moment, request: int, work: str, arguments: list[str]) -> None:
+    os.environ.update(environment)
+    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # the logs; stdout belongs to the parent's answers
+    _WORKS[work](_dying_store(request, moment), *arguments)
+
+
+def main() -> None:
+    for line in sys.stdin:
+        child = os.fork()
+        if child == 0:
+            try:
+                _child(*json.loads(line))
+                os._exit(0)
+            except BaseException as error:  # noqa: BLE001 - a forked child must end here, whatever happens
+                sys.stderr.write(f"{type(error).__name__}: {error}\n")
+                os._exit(1)
+        _, status = os.waitpid(child, 0)
+        told = [os.WTERMSIG(status), ""] if os.WIFSIGNALED(status) else [-os.waitstatus_to_exitcode(status), line]
+        sys.stdout.write(json.dumps(told) + "\n")
+        sys.stdout.flush()
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    main()

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Callable
 from typing import Any
 
 from botocore.awsrequest import AWSResponse
 from botocore.httpsession import URLLib3Session
+from botocore.response import StreamingBody
 
+from shared.client import s3_client
 from shared.messaging import Messaging
-from shared.storage import Store, s3_client
+from shared.storage import Store
 
 Answer = Callable[[Any], AWSResponse | None]
 """Given a request before it is sent: the answer in place of the service's, or None to let it through."""
@@ -113,3 +116,29 @@ class CrashAt:
 
 def _hook(client: Any, answer: Callable[[Any], Any]) -> None:
     client.meta.events.register_first("before-send", lambda request, **_: answer(request))
+
+
+def from_the(number: int) -> Callable[[Any], bool]:
+    """A condition for the others: true of the `number`-th request, counted from 1, and of all that follow."""
+    seen = 0
+
+    def due(_: Any) -> bool:
+        nonlocal seen
+        seen += 1
+        return seen >= number
+
+    return due
+
+
+def truncating(number: int = 1) -> Store:
+    """A store of whose bodies only half arrives, from the `number`-th on."""
+    client = s3_client()
+    due = from_the(number)
+
+    def cut(parsed: dict[str, Any], **_: Any) -> None:
+        if due(None):
+            data = parsed["Body"].read()
+            parsed["Body"] = StreamingBody(io.BytesIO(data[: len(data) // 2]), len(data))
+
+    client.meta.events.register("after-call.s3.GetObject", cut)
+    return Store(client)

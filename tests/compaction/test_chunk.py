@@ -303,6 +303,13 @@ def test_an_intermediate_of_other_deltas_is_replaced(chunk: Deltas, stored: Stor
     assert before.keys() < stored(KEY)["words"]["rows"].keys()
 
 
+@pytest.mark.parametrize("receipt", [b"not JSON", b"{}"])
+def test_a_receipt_that_cannot_be_read_is_passed_over(receipt: bytes, chunk: Deltas, bucket: str) -> None:
+    first = run(chunk[:1])
+    boto3.client("s3").put_object(Bucket=bucket, Key="intermediate/batch-1/chunk-0.receipt.json", Body=receipt)
+    assert run(chunk[:1])["embeddings_processed"] == first["embeddings_processed"]
+
+
 # --- wrong input
 
 

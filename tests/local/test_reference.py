@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from local import reference
 from shared.findings import CATALOGUE
+from shared.settings import VARIABLES
 
 
 def test_every_page_is_up_to_date() -> None:
@@ -13,3 +14,9 @@ def test_every_page_is_up_to_date() -> None:
 def test_every_finding_code_is_explained_once() -> None:
     page = reference.findings()
     assert {code: page.count(f"| `{code}` |") for code in CATALOGUE} == dict.fromkeys(CATALOGUE, 1)
+
+
+def test_every_setting_is_explained_once_in_a_sentence() -> None:
+    rows = [line for line in reference.settings().splitlines() if line.startswith("| `DELTAGUARD_")]
+    assert [row.split("`")[1] for row in rows] == list(VARIABLES.values())
+    assert all(row.rstrip(" |").endswith(".") for row in rows)

@@ -15,12 +15,13 @@ from local.stack import NOTICES, LocalStack
 from scanner.gate import JOBS, ChunkRejected, precheck
 from shared import notices
 from shared.chunk import Chunk
+from shared.client import s3_client
 from shared.errors import TargetError
 from shared.judgement import judge_stored
 from shared.messaging import current_messaging
 from shared.quarantine import quarantine
 from shared.settings import Settings
-from shared.storage import Store, s3_client
+from shared.storage import Store
 from shared.verdict import Depth, Status
 from tests import faults
 from tests.conftest import CopyOf, PutDelta

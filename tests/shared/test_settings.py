@@ -23,6 +23,7 @@ def test_without_variables_the_defaults_hold() -> None:
         resubmit_queue_url=None,
         resubmit_target=None,
         max_resubmissions=3,
+        quarantine_retention_days=30,
     )
 
 
@@ -49,6 +50,8 @@ SET = [
     ("DELTAGUARD_RESUBMIT_TARGET", MACHINE, Settings(resubmit_target=MACHINE)),
     ("DELTAGUARD_MAX_RESUBMISSIONS", "0", Settings(max_resubmissions=0)),
     ("DELTAGUARD_MAX_RESUBMISSIONS", "100", Settings(max_resubmissions=100)),
+    ("DELTAGUARD_QUARANTINE_RETENTION_DAYS", "90", Settings(quarantine_retention_days=90)),
+    ("DELTAGUARD_QUARANTINE_RETENTION_DAYS", "0", Settings(quarantine_retention_days=0)),
 ]
 
 
@@ -72,6 +75,8 @@ def test_the_process_s_own_environment_is_read_by_default(monkeypatch: pytest.Mo
 @pytest.mark.parametrize(
     ("variable", "text", "rule"),
     [
+        ("DELTAGUARD_QUARANTINE_RETENTION_DAYS", "30d", "whole number of days"),
+        ("DELTAGUARD_QUARANTINE_RETENTION_DAYS", "40000", "at most 36500"),
         ("DELTAGUARD_QUARANTINE_BUCKET", "Not_A Bucket", "bucket"),
         ("DELTAGUARD_QUARANTINE_BUCKET", "s3://held/deltas", "bucket"),
         ("DELTAGUARD_QUARANTINE_PREFIX", "/", "must be a key prefix"),

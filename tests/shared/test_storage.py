@@ -9,7 +9,9 @@ from typing import Any
 import boto3
 import pytest
 from awscrt.checksums import crc64nvme
+from botocore.utils import parse_timestamp
 
+from shared.client import _moment
 from shared.delta import MAX_FILES, DeltaFile, DeltaLocation
 from shared.errors import ObjectChanged, ObjectGone, StorageError
 from shared.manifest import encode_checksum
@@ -39,7 +41,7 @@ def test_a_listing_has_names_below_the_prefix_and_no_folder_marker(store: Store,
 
 
 def test_an_endless_listing_is_not_read_to_its_end(store: Store, bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("shared.storage.MAX_FILES", 2)
+    monkeypatch.setattr("shared.enumeration.MAX_FILES", 2)
     assert MAX_FILES > 10_000
     for number in range(4):
         boto3.client("s3").put_object(Bucket=bucket, Key=f"d/{number}", Body=b"")
@@ -138,3 +140,18 @@ def test_the_store_of_an_environment_is_made_once_and_follows_it(aws: str, monke
     assert current_store() is first
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "rotated")
     assert current_store() is not first
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["2026-11-25T01:34:54.000Z", "2026-11-25T01:34:54Z", "Wed, 25 Nov 2026 01:34:54 GMT", "2026-11-25 01:34:54", "0"],
+)
+def test_times_are_read_as_botocore_reads_them(text: str) -> None:
+    assert _moment(text) == parse_timestamp(text)
+
+
+def test_a_walk_goes_on_behind_a_key(store: Store, bucket: str) -> None:
+    for name in "abc":
+        store.put(bucket, f"d/{name}", b"")
+    assert [key for key, _ in store.walk(bucket, "d/", "d/a")] == ["d/b", "d/c"]
+    assert (store.holds(bucket, "d/"), store.holds(bucket, "e/")) == (True, False)

@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 import pytest
 
 from shared.delta import DeltaFile, Listing
-from shared.tags import healthy_depth, with_verdict
+from shared.tags import healthy_depth, with_verdict, without_verdict
 from shared.verdict import RULES, Depth, Finding, Verdict
 
 NOW = datetime(2026, 3, 4, 5, 6, 7, 890, tzinfo=UTC)
@@ -33,6 +33,10 @@ def test_a_verdict_is_five_tags_beside_those_of_others() -> None:
 def test_a_new_verdict_replaces_the_old_one() -> None:
     old = tagged(Depth.LISTING, Finding("sqlite.truncated", "chroma.sqlite3", "4000 bytes"))
     assert with_verdict(old, Verdict("d1", Depth.STRUCTURE, fingerprint=LISTING.fingerprint), NOW) == tagged()
+
+
+def test_the_tags_of_others_are_known_from_ours() -> None:
+    assert without_verdict(tagged()) == OTHERS
 
 
 @pytest.mark.parametrize("depth", Depth)

@@ -44,6 +44,7 @@ def test_a_verdict_is_an_attempt_a_duration_and_the_metric_of_its_status(
     assert {frozenset(dimensions) for dimensions in directive["Dimensions"]} == {
         frozenset({"service", "stage"}),
         frozenset({"service", "stage", "collection"}),
+        frozenset({"service", "stage", "depth"}),
     }
     assert {metric["Name"]: metric["Unit"] for metric in directive["Metrics"]}[
         "DeltaValidationDuration"

@@ -1,0 +1,124 @@
+"""The role of each function, as deploy/roles.json has it: `shared.policies` with the names of the template."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from compaction import places
+from shared import policies
+from shared.policies import Policy, Scope
+
+_HERE = "arn:${{AWS::Partition}}:{}:${{AWS::Region}}:${{AWS::AccountId}}:"
+_BUS = _HERE.format("events") + "event-bus/default"
+_RESUBMIT_QUEUE = "${ResubmitQueue.Arn}"
+_BUCKETS = {
+    "Deltas": {"Fn::If": ["OwnDeltas", {"Ref": "DeltasBucket"}, {"Ref": "ExistingDeltasBucket"}]},
+    "Quarantine": {"Fn::If": ["OwnQuarantine", {"Ref": "QuarantineBucket"}, {"Ref": "ExistingQuarantineBucket"}]},
+}
+"""The buckets by the names that stand for them, new ones or given ones."""
+
+
+def _scope(*prefixes: str) -> Scope:
+    return Scope("${Deltas}", prefixes, "${Quarantine}", partition="${AWS::Partition}")
+
+
+def roles() -> str:
+    """deploy/roles.json: one role for each function."""
+    resources = {f"{name.capitalize()}Role": _role(name, statements) for name, statements in _functions().items()}
+    return json.dumps({"Resources": resources}, indent=2) + "\n"
+
+
+def _functions() -> Mapping[str, list[Policy]]:
+    """The statements of each function, beside those for its logs and traces."""
+    watched = _scope("${WatchedPrefix}")
+    validator = policies.validator(
+        watched, events_queue="${DeltasQueue.Arn}", resubmit_queue=_RESUBMIT_QUEUE, event_bus=_BUS
+    )
+    telling = policies.validator(watched, resubmit_queue=_RESUBMIT_QUEUE, event_bus=_BUS)
+    merged = _scope("${WatchedPrefix}", f"{places.INTERMEDIATES}/", f"{places.SNAPSHOTS}/")
+    compaction = policies.compaction(merged, intermediate_prefix=f"{places.INTERMEDIATES}/")
+    snapshots = policies.compaction(merged, intermediate_prefix=f"{places.SNAPSHOTS}/")
+    return {
+        "validator": validator["Statement"],
+        "scanner": _scanner(_scope(""), _named(telling, "SendMessages", "Tell")),
+        "compaction": [
+            *compaction["Statement"],
+            *({**statement, "Sid": "WriteSnapshots"} for statement in _named(snapshots, "WriteResults")),
+        ],
+        "resubmission": _resubmission(watched),
+    }
+
+
+def _scanner(scope: Scope, telling: list[Policy]) -> list[Policy]:
+    """Reading always; moving the corrupt, and telling of it, only where the deployment allows it."""
+    reading = policies.scanner(scope)["Statement"]
+    moving = [s for s in policies.scanner(scope, quarantine=True)["Statement"] if s["Sid"] != "List"]
+    results = Scope("${Quarantine}", ("results/",), partition=scope.partition)
+    writing = {"Sid": "WriteResults", "Effect": "Allow", "Action": ["s3:PutObject"], "Resource": results.deltas()}
+    return [*reading, writing, *_where("ScannerQuarantines", [*moving, *telling])]
+
+
+def _resubmission(scope: Scope) -> list[Policy]:
+    plain = policies.resubmit(scope, queue=_RESUBMIT_QUEUE, event_bus=_BUS)
+    target = _HERE.format("sqs") + "${ResubmitQueueName}"
+    whole = policies.resubmit(
+        scope, queue=_RESUBMIT_QUEUE, target_queue=target, state_machine="${ResubmitStateMachine}", event_bus=_BUS
+    )
+    return [
+        *plain["Statement"],
+        *_where("ResubmitsByQueue", _named(whole, "SendMessages")),
+        *_where("ResubmitsByStateMachine", _named(whole, "Start")),
+    ]
+
+
+def _named(policy: Policy, *sids: str) -> list[Policy]:
+    found = [statement for statement in policy["Statement"] if statement["Sid"] in sids]
+    if len(found) != len(sids):
+        raise LookupError(f"a policy without one of the statements {', '.join(sids)}")
+    return found
+
+
+def _where(condition: str, statements: Iterable[Policy]) -> list[Policy]:
+    """Statements that count only where a condition of the template holds."""
+    return [{"Fn::If": [condition, statement, {"Ref": "AWS::NoValue"}]} for statement in statements]
+
+
+def _role(name: str, statements: list[Policy]) -> Policy:
+    logs = _HERE.format("logs") + f"log-group:/aws/lambda/deltaguard-${{sls:stage}}-{name}:*"
+    own = [
+        {"Sid": "Log", "Effect": "Allow", "Action": ["logs:CreateLogStream", "logs:PutLogEvents"], "Resource": [logs]},
+        # X-Ray knows no resources: https://docs.aws.amazon.com/service-authorization/latest/reference/list_awsx-ray.html
+        {
+            "Sid": "Trace",
+            "Effect": "Allow",
+            "Action": ["xray:PutTraceSegments", "xray:PutTelemetryRecords"],
+            "Resource": ["*"],
+        },
+    ]
+    assumed = {"Effect": "Allow", "Principal": {"Service": "lambda.amazonaws.com"}, "Action": "sts:AssumeRole"}
+    document = _filled_in(_document([*own, *statements]))
+    return {
+        "Type": "AWS::IAM::Role",
+        "Properties": {
+            "AssumeRolePolicyDocument": _document([assumed]),
+            "Policies": [{"PolicyName": name, "PolicyDocument": document}],
+        },
+    }
+
+
+def _document(statements: list[Policy]) -> Policy:
+    return {"Version": "2012-10-17", "Statement": statements}
+
+
+def _filled_in(value: Any) -> Any:
+    """The same with every text that has placeholders replaced by what has CloudFormation fill them in."""
+    if isinstance(value, Mapping):
+        return {name: _filled_in(part) for name, part in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_filled_in(part) for part in value]
+    if not isinstance(value, str) or "${" not in value:
+        return value
+    buckets = {name: bucket for name, bucket in _BUCKETS.items() if f"${{{name}}}" in value}
+    return {"Fn::Sub": [value, buckets] if buckets else value}

@@ -1,0 +1,177 @@
+"""`scanner.handler.handler`: the Lambda that scans what lies below prefixes, as far as its time goes."""
+
+from __future__ import annotations
+
+import json
+import os
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from scanner.discovery import FoundDelta
+from scanner.judge import Judge
+from scanner.scan import MAX_JOBS, Tally, default_jobs, judge_all
+from scanner.targets import StoredRoot, deltas_below, require_bucket, root_named
+from shared.delta import DeltaLocation, parse_s3_uri
+from shared.errors import CouldNotCheck, MessagingError, StorageError, TargetError
+from shared.judgement import Judgement, judge_stored
+from shared.messaging import current_messaging
+from shared.outbox import tell_of_quarantine
+from shared.quarantine import quarantine
+from shared.scratch import scratch_folder, sweep_scratch
+from shared.settings import Settings
+from shared.telemetry import logger, traced
+from shared.verdict import Depth, Status, Verdict
+
+_COMPONENT = "scanner"
+_RESERVE_SECONDS = 30.0  # for the checks that still run, and for writing the results
+
+
+class ScanRequest(BaseModel):
+    """What the event asks for.
+
+    Args:
+        targets: Where to look for deltas: `s3://bucket/prefix`.
+        depth: How far to go.
+        quarantine: Whether corrupt deltas are moved into quarantine; never without being asked.
+        output: Where one JSON object a delta and the summary go, as `s3://bucket/key`; None keeps only the summary.
+        max_duration: Seconds after which no further delta is begun; at most what the invocation has.
+        jobs: How many deltas are judged at once; None leaves it to the depth and the CPUs.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    targets: Annotated[tuple[str, ...], Field(min_length=1)]
+    depth: Depth = Depth.STRUCTURE
+    quarantine: bool = False
+    output: str | None = None
+    max_duration: Annotated[float, Field(gt=0)] | None = None
+    jobs: Annotated[int, Field(ge=1, le=MAX_JOBS)] | None = None
+
+
+def handler(event: object, context: Any) -> dict[str, Any]:
+    """Finds the deltas at and below the targets and judges them, as `deltaguard scan` does.
+
+    Args:
+        event: A `ScanRequest`.
+        context: Lambda's; its remaining time bounds the work. None counts as unbounded.
+
+    Returns:
+        `summary` as the last line of the results has it, with `quarantined` and `complete`: whether every delta was
+        reached. `output` names the results where they were asked for.
+
+    Raises:
+        TargetError: The event is no such request, or a target does not exist.
+        SettingsError: A setting is wrong.
+        CouldNotCheck: A bucket cannot be listed, or the results cannot be written.
+    """
+    request = _request(event)
+    roots = [_root(target) for target in dict.fromkeys(request.targets)]
+    output = None if request.output is None else _object_named(request.output)
+    settings = Settings.from_environment()
+    sweep_scratch()
+    scan = _Scan(request, settings, _deadline(request, context))
+    for root in roots:
+        require_bucket(scan.judge.store, root)
+    with scratch_folder() as scratch, traced("scan"):
+        path = scratch / "results.ndjson"
+        with path.open("x", encoding="utf-8") as results:
+            scan.run(roots, lambda line: results.write(json.dumps(line) + "\n"))
+            summary = scan.summary()
+            results.write(json.dumps({"summary": summary}) + "\n")
+        if output is not None:
+            scan.judge.store.upload(*output, path)
+    logger.info("Scan ended", extra={"targets": request.targets, **summary})
+    return {"summary": summary} | ({"output": request.output} if output else {})
+
+
+class _Scan:
+    """One scan while it runs."""
+
+    def __init__(self, request: ScanRequest, settings: Settings, deadline: float) -> None:
+        self.judge = Judge(request.depth, settings)
+        self._request, self._settings, self._deadline = request, settings, deadline
+        self._tally = Tally()
+        self._quarantined = 0
+        self._late = False
+        self._lock = threading.Lock()
+
+    def run(self, roots: list[StoredRoot], write: Callable[[dict[str, Any]], object]) -> None:
+        """Judges what lies below the roots, and writes each verdict."""
+        jobs = self._request.jobs or default_jobs(self._request.depth, os.cpu_count() or 1)
+        judge = self._judge_and_quarantine if self._request.quarantine else self.judge
+        with closing(judge_all(self._found(roots), judge, jobs)) as verdicts:
+            for verdict in verdicts:
+                self._tally.add(verdict)
+                write(verdict.as_json())
+
+    def summary(self) -> dict[str, Any]:
+        """What was done, in numbers."""
+        complete = not (self._late or self._tally.unfinished)
+        return {**self._tally.as_json(), "quarantined": self._quarantined, "complete": complete}
+
+    def _found(self, roots: list[StoredRoot]) -> Iterator[FoundDelta]:
+        for root in roots:
+            try:
+                for delta in deltas_below(self.judge.store, root, self._settings):
+                    if time.monotonic() > self._deadline:
+                        self._late = True
+                        return
+                    yield delta
+            except CouldNotCheck as fault:
+                self._tally.unfinished = True
+                logger.error("Target cannot be listed to its end", extra={"target": root, "reason": fault.detail})
+
+    def _judge_and_quarantine(self, delta: FoundDelta) -> Verdict:
+        """As the judge, but on a listing of this moment, and with consequences for a corrupt delta."""
+        store, location = self.judge.store, delta.location
+        judgement = judge_stored(store, location, self.judge.depth, self._settings)
+        if judgement.gone:
+            return self.judge(delta)
+        if judgement.verdict.status is Status.CORRUPT:
+            self._quarantine(location, judgement)
+        return judgement.verdict
+
+    def _quarantine(self, location: DeltaLocation, judgement: Judgement) -> None:
+        try:
+            done = quarantine(self.judge.store, location, judgement, self._settings)
+            tell_of_quarantine(self.judge.store, current_messaging(), location, self._settings, _COMPONENT)
+        except (StorageError, MessagingError) as error:
+            self._tally.unfinished = True
+            logger.error("Quarantine not finished, or not told of", extra={"delta": location.uri, "reason": str(error)})
+            return
+        with self._lock:
+            self._quarantined += 1
+        logger.error("Delta quarantined", extra={"delta": location.uri, "quarantine": done.place.uri})
+
+
+def _request(event: object) -> ScanRequest:
+    try:
+        return ScanRequest.model_validate(event)
+    except ValidationError as error:
+        problems = "; ".join(f"{'.'.join(map(str, e['loc'])) or 'event'}: {e['msg']}" for e in error.errors())
+        raise TargetError(f"not a request for a scan: {problems}") from error
+
+
+def _root(target: str) -> StoredRoot:
+    root = root_named(target) if "://" in target else None
+    if not isinstance(root, StoredRoot):
+        raise TargetError(f"{target}: not an s3://bucket/prefix")
+    return root
+
+
+def _object_named(uri: str) -> tuple[str, str]:
+    bucket, key = parse_s3_uri(uri)
+    if not key or key.endswith("/"):
+        raise TargetError(f"output {uri}: not an s3://bucket/key")
+    return bucket, key
+
+
+def _deadline(request: ScanRequest, context: Any) -> float:
+    remaining = getattr(context, "get_remaining_time_in_millis", None)
+    seconds = float("inf") if remaining is None else remaining() / 1000 - _RESERVE_SECONDS
+    return time.monotonic() + min(seconds, request.max_duration or float("inf"))
