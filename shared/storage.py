@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 _CHUNK = 1024 * 1024
 _SINGLE_COPY_BYTES = 5 * 1024**3  # https://docs.aws.amazon.com/AmazonS3/latest/API/API_CopyObject.html
+_OF_OBJECTS = frozenset({"etag", "last-modified"})  # headers that come with an object and not with its tags
 _TRANSFER = TransferConfig(
     multipart_threshold=64 * 1024 * 1024, multipart_chunksize=64 * 1024 * 1024, use_threads=False
 )
@@ -42,6 +43,7 @@ class Store(Enumeration):
     def __init__(self, client: S3Client) -> None:
         super().__init__(client)
         self._deletion = Deletion(client, self.head)
+        self._keeping_tags: set[str] = set()  # buckets
 
     def head(self, bucket: str, key: str) -> StoredObject:
         """Size, ETag, version and stored checksum of an object.
@@ -115,15 +117,17 @@ class Store(Enumeration):
     def download(self, location: DeltaLocation, file: DeltaFile, target: Path) -> None:
         """Writes one file of a delta to `target`, which must not exist. The object must still be the one listed.
 
+        Where the store keeps a checksum of the object, botocore compares it with what came.
+
         Raises:
             ObjectGone: It is not there any more.
             ObjectChanged: It was overwritten since it was listed.
-            StorageError: The request failed, or fewer or more bytes came than were listed.
+            StorageError: The request failed, or other bytes came, fewer or more, than are stored.
             CouldNotCheck: The local disk refused.
         """
         key = location.key(file.name)
         what = f"s3://{location.bucket}/{key}"
-        request = {"Bucket": location.bucket, "Key": key, "IfMatch": file.etag}
+        request = {"Bucket": location.bucket, "Key": key, "IfMatch": file.etag, "ChecksumMode": "ENABLED"}
         body = self._body("downloading", what, request)
         written = 0
         with body, faults_explained(f"writing {what} to the scratch folder"), target.open("xb") as output:
@@ -274,19 +278,30 @@ class Store(Enumeration):
 
         Raises:
             ObjectGone: It is not there.
-            StorageError: The request failed.
+            StorageError: The request failed, or this store keeps no tags (`NotImplemented`).
         """
         request = {"Bucket": bucket, "Key": key}
-        answer = self._call("reading the tags of", f"s3://{bucket}/{key}", self._client.get_object_tagging, request)
+        what = f"s3://{bucket}/{key}"
+        answer = self._call("reading the tags of", what, self._client.get_object_tagging, request)
+        # A store without tags overlooks the question for them and answers with the object, which may look like tags.
+        if "TagSet" not in answer or _OF_OBJECTS & answer["ResponseMetadata"]["HTTPHeaders"].keys():
+            detail = f"reading the tags of {what}: this store keeps no tags, it answered with the object"
+            raise StorageError("check.storage", detail, "NotImplemented")
+        self._keeping_tags.add(bucket)
         return {tag["Key"]: tag["Value"] for tag in answer["TagSet"]}
 
     def set_tags(self, bucket: str, key: str, tags: Mapping[str, str]) -> None:
         """Replaces the tags of an object by these.
 
+        A store that keeps none would take them for the object and overwrite it. So nothing is sent before this bucket
+        has answered with tags.
+
         Raises:
             ObjectGone: It is not there.
-            StorageError: The request failed.
+            StorageError: The request failed, or this store keeps no tags (`NotImplemented`).
         """
+        if bucket not in self._keeping_tags:
+            self.tags(bucket, key)
         tagging = {"TagSet": [{"Key": name, "Value": value} for name, value in tags.items()]}
         request = {"Bucket": bucket, "Key": key, "Tagging": tagging}
         self._call("tagging", f"s3://{bucket}/{key}", self._client.put_object_tagging, request)

@@ -64,6 +64,16 @@ def cut_short(request: Any) -> AWSResponse:
     return AWSResponse(request.url, whole.status_code, whole.headers, _Raw(body[: len(body) // 2]))
 
 
+def changed_on_the_way(request: Any) -> AWSResponse | None:
+    """The service's own answer to a read of a whole object, one bit of whose body is another one."""
+    if request.method != "GET" or "?" in request.url:
+        return None
+    whole = URLLib3Session().send(request)
+    body = bytearray(whole.content)
+    body[len(body) // 2] ^= 1
+    return AWSResponse(request.url, whole.status_code, whole.headers, _Raw(bytes(body)))
+
+
 def answering(code: str, status: int, when: Callable[[Any], bool] = lambda _: True) -> Store:
     """A store whose requests are answered with an error of S3's, where `when` says so of the request."""
     refuse = refusal(code, status)

@@ -84,6 +84,23 @@ def test_a_download_that_ends_early_or_late_is_an_error(store: Store, bucket: st
             store.download(DeltaLocation(bucket, "d/1/"), file, tmp_path / f"file-{size}")
 
 
+def test_a_download_whose_bytes_changed_on_their_way_is_an_error(bucket: str, tmp_path: Path) -> None:
+    store, _ = faults.hooked(faults.changed_on_the_way)
+    store.put(bucket, "d/1/file", b"as it was stored" * 1000)
+    (file,) = store.list_delta(DeltaLocation(bucket, "d/1/")).files
+    with pytest.raises(StorageError, match="checksum") as raised:
+        store.download(DeltaLocation(bucket, "d/1/"), file, tmp_path / "file")
+    assert (raised.value.code, raised.value.s3_code) == ("check.storage", "FlexibleChecksumError")
+
+
+def test_a_store_without_tags_is_not_sent_any_for_it_would_overwrite_the_object(foreign_store: Store) -> None:
+    for content in (b"SQLite format 3", b"<Tagging><TagSet></TagSet></Tagging>", b""):
+        foreign_store.put("deltas", "d/1/chroma.sqlite3", content)
+        with pytest.raises(StorageError):
+            foreign_store.set_tags("deltas", "d/1/chroma.sqlite3", {"deltaguard:status": "healthy"})
+        assert foreign_store.read("deltas", "d/1/chroma.sqlite3", 100) == content
+
+
 def test_a_delete_takes_only_the_object_that_was_judged(store: Store, bucket: str, put: Any) -> None:
     etag = put("one")
     put("one", b"newer")
