@@ -45,6 +45,7 @@ _JOBS = 8
 _ROUNDS = 7
 _SEED_ROUNDS = 3
 _BUCKET = "deltas"
+_MANY = "many"  # the bucket of the keys that are only listed: moto goes through a whole bucket for each page
 _NOWHERE = Path(os.devnull)
 _SEGMENT = "0b3c9f4e-1111-4222-8333-444455556666"
 _NAMES = (DATABASE, *(f"{_SEGMENT}/{name}" for name in SEGMENT_FILES if name != "index_metadata.pickle"))
@@ -55,9 +56,10 @@ def moto_figures() -> list[Figure]:
     """Against a moto server."""
     with moto() as server, _environment(server):
         client: Any = boto3.client("s3")
-        client.create_bucket(Bucket=_BUCKET)
+        for bucket in (_BUCKET, _MANY):
+            client.create_bucket(Bucket=bucket)
         with ThreadPoolExecutor(_JOBS) as pool:
-            for _ in pool.map(lambda file: client.put_object(Bucket=_BUCKET, Key=file[0], Body=file[1]()), _files()):
+            for _ in pool.map(lambda file: client.put_object(Bucket=file[0], Key=file[1], Body=file[2]()), _files()):
                 pass
         return _figures("scan-moto", "moto", server)
 
@@ -65,25 +67,25 @@ def moto_figures() -> list[Figure]:
 def rclone_figures() -> list[Figure]:
     """Against `rclone serve s3`."""
     with tempfile.TemporaryDirectory() as folder:
-        for key, content in _files():
-            path = Path(folder) / _BUCKET / key
+        for bucket, key, content in _files():
+            path = Path(folder) / bucket / key
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(content())
         with rclone(Path(folder)) as server, _environment(server):
             return _figures("scan-rclone", "rclone", server)
 
 
-def _files() -> Iterator[tuple[str, Callable[[], bytes]]]:
-    """The keys of all objects, with what gives their content."""
+def _files() -> Iterator[tuple[str, str, Callable[[], bytes]]]:
+    """Bucket and key of all objects, with what gives their content."""
     for number in range(KEYS // len(_NAMES)):
         for name in _NAMES:
-            yield f"many/{number:06}/{name}", lambda: bytes(512)
+            yield _MANY, f"many/{number:06}/{name}", lambda: bytes(512)
     folders = [stocked(embeddings, _DIMENSION) for embeddings in SIZES]
     for number in range(DELTAS):
         folder = folders[number % len(folders)]
         for path in sorted(folder.rglob("*")):
             if path.is_file():
-                yield f"real/{number:04}/{path.relative_to(folder).as_posix()}", path.read_bytes
+                yield _BUCKET, f"real/{number:04}/{path.relative_to(folder).as_posix()}", path.read_bytes
 
 
 @contextmanager
@@ -108,15 +110,22 @@ def _figures(suite: str, name: str, server: Server) -> list[Figure]:
     prefixes = [f"real/{number:04}/" for number in range(DELTAS)]
     rows = []
     for depth, place, alternative, against, count, unit in (
-        (Depth.LISTING, "many", _paginated(), "boto3's bare paginator", KEYS, "us/key"),
-        (Depth.HEADER, "real", _range_reads(prefixes), f"bare range reads, {_JOBS} threads", DELTAS, "us/read"),
+        (Depth.LISTING, f"{_MANY}/many", _paginated(), "boto3's bare paginator", KEYS, "us/key"),
+        (
+            Depth.HEADER,
+            f"{_BUCKET}/real",
+            _range_reads(prefixes),
+            f"bare range reads, {_JOBS} threads",
+            DELTAS,
+            "us/read",
+        ),
     ):
         ours = _Scan(depth, place, server)
         mine, theirs = map(median, in_turns([ours, _timed(alternative)], _ROUNDS))
         what = f"scan --depth {depth}, {name}, {ours.limit}"
         rows.append(held(f"{suite}/{depth}", what, mine * 1e6 / count, against, theirs * 1e6 / count, unit))
     with _seed() as check:
-        ours = _Scan(Depth.STRUCTURE, "real", server)
+        ours = _Scan(Depth.STRUCTURE, f"{_BUCKET}/real", server)
         mine, theirs = map(median, in_turns([ours, _timed(lambda: check(prefixes))], _SEED_ROUNDS))
     what = f"scan --depth structure, {name}, {ours.limit}"
     mine, theirs = mine * 1e3 / DELTAS, theirs * 1e3 / DELTAS
@@ -129,7 +138,7 @@ class _Scan:
 
     def __init__(self, depth: Depth, place: str, server: Server) -> None:
         self._options = session.Options(depth, "ndjson", _NOWHERE, _JOBS)
-        self._target = f"s3://{_BUCKET}/{place}"
+        self._target = f"s3://{place}"
         self._server = server
         self._shares: list[tuple[float, float]] = []
 
@@ -170,7 +179,7 @@ def _paginated() -> Callable[[], None]:
     client: Any = boto3.client("s3")
 
     def run() -> None:
-        pages = client.get_paginator("list_objects_v2").paginate(Bucket=_BUCKET, Prefix="many/")
+        pages = client.get_paginator("list_objects_v2").paginate(Bucket=_MANY, Prefix="many/")
         listed = sum(len(page["Contents"]) for page in pages)
         if listed != KEYS:
             raise RuntimeError(f"{listed} of {KEYS} keys were listed")
