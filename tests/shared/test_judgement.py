@@ -241,6 +241,14 @@ def test_a_fault_of_the_store_is_undetermined_at_every_request(
     assert (verdict.status, codes(verdict)) == (Status.UNDETERMINED, [code])
 
 
+def test_bytes_that_changed_on_their_way_are_undetermined_where_the_store_keeps_checksums(
+    uploaded: DeltaLocation, settled: Settings
+) -> None:
+    store, _ = faults.hooked(faults.changed_on_the_way)
+    verdict = judge_stored(store, uploaded, Depth.STRUCTURE, settled).verdict
+    assert (verdict.status, codes(verdict)) == (Status.UNDETERMINED, ["check.storage"])
+
+
 def test_a_delta_overwritten_while_it_is_read_is_undetermined(
     bucket: str, flushed_delta: Path, put_delta: PutDelta, settled: Settings
 ) -> None:
