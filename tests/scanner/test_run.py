@@ -333,12 +333,24 @@ class TestQuarantine:
         assert (again.exit_code, again.stderr) == (0, "")
 
     @pytest.mark.server("rclone")
-    def test_a_store_without_conditions_keeps_it_in_its_place_and_says_why(self, mixed: str) -> None:
+    def test_a_store_without_conditions_is_looked_at_again_before_each_delete(self, mixed: str) -> None:
         before = objects_in(mixed)
         result = run("scan", f"s3://{mixed}", "--quarantine", "--format", "ndjson")
-        assert (result.exit_code, summary_of(result)["quarantined"]) == (1, 0)
-        assert "not moved: s3://deltas/words/bad/: this store does not heed If-Match" in result.stderr
-        assert objects_in(mixed) == before
+        assert (result.exit_code, summary_of(result)["quarantined"]) == (1, 1)
+        held = set(objects_in(mixed).values())
+        assert {etag for key, etag in before.items() if "/bad/" in key} <= held
+        assert not any(key.startswith("words/bad/") for key in objects_in(mixed))
+
+    @pytest.mark.server("moto")
+    def test_whom_the_settings_name_is_told_of_what_was_moved(
+        self, mixed: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setenv("DELTAGUARD_EVENT_BUS", "arn:aws:events:us-east-1:123456789012:event-bus/nowhere")
+        result = run("scan", f"s3://{mixed}", "--quarantine", "--format", "ndjson")
+        assert (result.exit_code, summary_of(result)["quarantined"]) == (1, 1)
+        assert "moved, but not everybody was told of s3://deltas/words/bad/: " in result.stderr
+        boto3.client("events").create_event_bus(Name="nowhere")
+        assert run("scan", f"s3://{mixed}", "--quarantine").exit_code == 0
 
     @pytest.mark.server("moto")
     def test_what_cannot_be_moved_is_said_and_the_run_goes_on(
