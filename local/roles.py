@@ -38,7 +38,7 @@ def _functions() -> Mapping[str, list[Policy]]:
     )
     telling = policies.validator(watched, resubmit_queue=_RESUBMIT_QUEUE, event_bus=_BUS)
     merged = _scope("${WatchedPrefix}", f"{places.INTERMEDIATES}/", f"{places.SNAPSHOTS}/")
-    compaction = policies.compaction(merged, intermediate_prefix=f"{places.INTERMEDIATES}/")
+    compaction = policies.compaction(merged, intermediate_prefix=f"{places.INTERMEDIATES}/", event_bus=_BUS)
     snapshots = policies.compaction(merged, intermediate_prefix=f"{places.SNAPSHOTS}/")
     return {
         "validator": validator["Statement"],

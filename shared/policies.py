@@ -156,12 +156,14 @@ def scanner(scope: Scope, *, quarantine: bool = False) -> Policy:
     return _policy([*scope.listing(held=False), _allow("ReadDeltas", ["s3:GetObject"], scope.deltas())])
 
 
-def compaction(scope: Scope, *, intermediate_prefix: str = "intermediate/") -> Policy:
-    """The role of compaction: its gate reads deltas, tags and quarantine records; its results are uploaded as deltas.
+def compaction(scope: Scope, *, intermediate_prefix: str = "intermediate/", event_bus: str | None = None) -> Policy:
+    """The role of compaction: its gate reads deltas, tags and quarantine records, and tells of a chunk that it refuses;
+    its results are uploaded as deltas.
 
     Args:
         scope: Deltas and quarantine.
         intermediate_prefix: Where its results go, ending with `/`.
+        event_bus: ARN of the event bus.
     """
     results = Scope(scope.bucket, (intermediate_prefix,), partition=scope.partition)
     listed = Scope(
@@ -178,6 +180,7 @@ def compaction(scope: Scope, *, intermediate_prefix: str = "intermediate/") -> P
             _allow("ReadVerdicts", ["s3:GetObjectTagging"], scope.deltas(f"/{DATABASE}")),
             _allow("ReadRecords", ["s3:GetObject"], scope.held(f"*/{_RECORD}")),
             _uploading("WriteResults", results),
+            *_publish(event_bus),
         ]
     )
 

@@ -332,6 +332,15 @@ class TestQuarantine:
         again = run("scan", f"s3://{mixed}", "--quarantine")
         assert (again.exit_code, again.stderr) == (0, "")
 
+    @pytest.mark.server("moto")
+    def test_logs_of_quarantine_are_no_part_of_the_results(self, mixed: str, broken: Path, put_delta: PutDelta) -> None:
+        run("scan", f"s3://{mixed}", "--quarantine")
+        time.sleep(1.1)  # S3 keeps seconds, and what came back is newer than its record
+        put_delta(broken, "words/bad")
+        result = run("scan", f"s3://{mixed}", "--quarantine", "--format", "ndjson")
+        assert all({"status", "summary"} & json.loads(line).keys() for line in result.stdout.splitlines())
+        assert "Delta came back as it was quarantined before" in result.stderr
+
     @pytest.mark.server("rclone")
     def test_a_store_without_conditions_is_looked_at_again_before_each_delete(self, mixed: str) -> None:
         before = objects_in(mixed)
