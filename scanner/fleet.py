@@ -77,7 +77,7 @@ class Plan(_Operation):
     """Go on planning, from the beginning or from where the invocation before this one stopped."""
 
     operation: Literal["plan"]
-    since: Since | None = None
+    since: Since = Since()
 
 
 class JudgeBatch(_Operation):
@@ -140,8 +140,8 @@ def seconds_left(context: Any) -> float:
 
 def _plan(step: Plan, roots: list[StoredRoot], shelf: Shelf, settings: Settings, end: float) -> dict[str, Any]:
     """Writes batches until the targets end, the time is over, or one map has as many as it may."""
-    since = step.since or Since()
-    if step.since is None:
+    since = step.since
+    if since == Since():
         for root in roots:
             require_bucket(shelf.store, root)
     size = BatchSize.of(step.request.depth, step.request.batch)

@@ -161,6 +161,14 @@ def run_scanner(stack: LocalStack, healthy: Path) -> None:
     put_corrupt(stack, healthy, "broken")
     request = {"targets": ["s3://deltas/words/"], "quarantine": True, "output": "s3://held/results/one.ndjson"}
     assert scanner.handler(request, InvocationContext())["summary"]["quarantined"] == 1
+    copy(healthy, "s3://deltas/words/delta/healthy/")
+    fleet = {"run": "weekly", "request": {"targets": ["s3://deltas/words/"]}}
+    planned = scanner.handler({"operation": "plan", **fleet}, InvocationContext())
+    began = "2026-11-25T03:00:00Z"
+    report = {"operation": "report", "batches": planned["batches"] + 1, "began": began, **fleet}
+    stack.s3.put_object(Bucket="held", Key="results/weekly/batches/0000001.ndjson", Body=b"")  # nobody judged it
+    scanner.handler({"operation": "judge", "batch": 0, **fleet}, InvocationContext())
+    scanner.handler(report, InvocationContext())
 
 
 def run_resubmission(stack: LocalStack, healthy: Path) -> None:
