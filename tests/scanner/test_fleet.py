@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import threading
+import time
 import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -15,7 +16,7 @@ import pytest
 from click.testing import CliRunner
 
 from local.shim import InvocationContext
-from scanner import fleet, worklist
+from scanner import fleet, watch, worklist
 from scanner.cli import cli
 from scanner.discovery import find_stored
 from scanner.fleet import Since, operate
@@ -277,3 +278,20 @@ def test_a_delta_comes_out_of_a_batch_as_it_went_in(three_deltas: str, store: St
     batches = list(in_batches(find_stored(store, "deltas", "words/"), BatchSize(2, 10**9)))
     assert [len(batch) for batch in batches] == [2, 1]
     assert [len(batch) for batch in in_batches(find_stored(store, "deltas", "words/"), BatchSize(9, 1))] == [1, 1, 1]
+
+
+@pytest.mark.slow
+def test_ctrl_c_stops_the_execution_as_well(machine: str, three_deltas: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(watch, "_ended", interrupted)
+    assert remotely(three_deltas).exit_code == 130
+    states = boto3.client("stepfunctions")
+    (execution,) = states.list_executions(stateMachineArn=machine)["executions"]
+    for _ in range(600):
+        status = states.describe_execution(executionArn=execution["executionArn"])["status"]
+        if status != "RUNNING":
+            break
+        time.sleep(0.1)
+    assert status == "ABORTED"
