@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import json
 import os
-import threading
 import time
-import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +18,6 @@ from scanner import fleet, watch, worklist
 from scanner.cli import cli
 from scanner.discovery import find_stored
 from scanner.fleet import Since, operate
-from scanner.handler import handler
 from scanner.worklist import BatchSize, Shelf, as_line, in_batches, of_line
 from shared.delta import DATABASE
 from shared.errors import TargetError
@@ -28,72 +25,23 @@ from shared.storage import Store
 from shared.verdict import Depth
 from tests.conftest import CopyOf, PutDelta
 from tests.samples import Sample
-
-MACHINE = Path(__file__).parents[2] / "deploy/scan.asl.json"
-ROLE = "arn:aws:iam::123456789012:role/states"
-Invoke = Callable[[Any], dict[str, Any]]
-
-
-class Functions:
-    """Lambda as the state machine sees it: moto's API and its errors, but the code runs here and not in Docker."""
-
-    def __init__(self) -> None:
-        self.events: list[dict[str, Any]] = []
-        self.failing: Callable[[dict[str, Any]], bool] = lambda _: False
-        self._taking = threading.Lock()
-
-    def invoke(self, body: Any, _headers: Any, response_headers: Any) -> str:
-        event = json.loads(body)
-        with self._taking:
-            self.events.append(event)
-        try:
-            if self.failing(event):
-                raise MemoryError("the function was killed")
-            return json.dumps(handler(event, InvocationContext("scanner", 900)))
-        except Exception as error:  # noqa: BLE001 - as Lambda answers for every exception
-            response_headers["x-amz-function-error"] = "Unhandled"
-            return json.dumps({"errorType": type(error).__name__, "errorMessage": str(error)})
+from tests.states import Functions, made_machine, running_functions
 
 
 @pytest.fixture
 def functions(aws: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Functions]:
-    """The function `scanner` in moto, and moto set to run state machines."""
-    functions = Functions()
-    monkeypatch.setattr("moto.awslambda.models.LambdaFunction.invoke", lambda _, *given: functions.invoke(*given))
-    monkeypatch.setenv("MOTO_PORT", aws.rpartition(":")[2])
     monkeypatch.setenv("DELTAGUARD_SETTLE_SECONDS", "0")
     monkeypatch.setenv("DELTAGUARD_QUARANTINE_BUCKET", "held")
-    iam = boto3.client("iam")
-    role = iam.create_role(RoleName="scanner", AssumeRolePolicyDocument="{}")["Role"]["Arn"]
-    boto3.client("lambda").create_function(
-        FunctionName="scanner", Role=role, PackageType="Image", Code={"ImageUri": "scanner:1"}
-    )
     boto3.client("s3").create_bucket(Bucket="held")
-    configured(aws, execute=True)
-    yield functions
-    configured(aws, execute=False)
-
-
-def configured(aws: str, *, execute: bool) -> None:
-    settings = {"stepfunctions": {"execute_state_machine": execute}}
-    request = urllib.request.Request(f"{aws}/moto-api/config", json.dumps(settings).encode(), method="POST")
-    request.add_header("Content-Type", "application/json")
-    urllib.request.urlopen(request, timeout=60).close()
+    with running_functions(aws, monkeypatch) as functions:
+        yield functions
 
 
 @pytest.fixture
 def machine(functions: Functions, monkeypatch: pytest.MonkeyPatch) -> str:
-    """The state machine of the deployment, but for the pauses before it tries again."""
-    definition = (
-        MACHINE.read_text()
-        .replace("${Scanner}", "scanner")
-        .replace("${MaxConcurrency}", "4")
-        .replace("${Results}", "held")
-    )
-    definition = definition.replace('"IntervalSeconds": 2', '"IntervalSeconds": 1')
-    made = boto3.client("stepfunctions").create_state_machine(name="scan", definition=definition, roleArn=ROLE)
-    monkeypatch.setenv("DELTAGUARD_SCAN_STATE_MACHINE", made["stateMachineArn"])
-    return str(made["stateMachineArn"])
+    arn = made_machine("held")
+    monkeypatch.setenv("DELTAGUARD_SCAN_STATE_MACHINE", arn)
+    return arn
 
 
 @pytest.fixture
