@@ -252,6 +252,35 @@ def _quarantine_denial(scope: Scope, readers: Sequence[str]) -> list[Policy]:
     return [_deny("QuarantineOfOthers", ["s3:GetObject", "s3:GetObjectVersion"], scope.held(), readers)]
 
 
+def scan_machine(*, function: str, state_machine: str, executions: str, results: Scope) -> Policy:
+    """The role of the state machine that scans: it invokes the scanner, reads work lists and starts a map's children.
+
+    See https://docs.aws.amazon.com/step-functions/latest/dg/iam-policies-eg-dist-map.html.
+
+    Args:
+        function: ARN of the scanner's function.
+        state_machine: ARN of the state machine itself, whose executions the children are.
+        executions: ARN of its executions.
+        results: Where the work lists lie, and what the map writes.
+    """
+    written = ["s3:PutObject", "s3:GetObject", "s3:ListMultipartUploadParts", "s3:AbortMultipartUpload"]
+    maps = Scope(results.bucket, tuple(f"{prefix}maps/" for prefix in results.prefixes), partition=results.partition)
+    return _policy(
+        [
+            _allow("Invoke", ["lambda:InvokeFunction"], [function]),
+            _allow("ReadWorkLists", ["s3:GetObject"], results.deltas("/worklist-*.json")),
+            _allow("WriteMaps", written, maps.deltas()),
+            _allow("StartChildren", ["states:StartExecution"], [state_machine]),
+            _allow("FollowChildren", ["states:DescribeExecution", "states:StopExecution"], [executions]),
+        ]
+    )
+
+
+def scan_schedule(*, state_machine: str) -> Policy:
+    """The role of the schedule: it starts the state machine that scans."""
+    return _policy([_allow("StartScan", ["states:StartExecution"], [state_machine])])
+
+
 def _consume(queue: str | None, *, hide: bool = False) -> list[Policy]:
     """What Lambda does with a queue in the name of the function, and hiding a message until a delta has settled."""
     actions = ["sqs:ReceiveMessage", "sqs:DeleteMessage", "sqs:GetQueueAttributes"]

@@ -222,7 +222,7 @@ class TestThrottling:
 
         store = faults.answering("SlowDown", 503, throttled)
         monkeypatch.setattr("shared.storage.current_store", lambda: store)
-        monkeypatch.setattr(pace, "_PAUSES", (0.01,) * 8)
+        monkeypatch.setattr(pace, "PAUSES", (0.01,) * 8)
         result = run("scan", f"s3://{bucket}/words", "--format", "ndjson")
         assert (result.exit_code, len(verdicts_of(result)), left) == (0, 4, 0)
 
@@ -242,7 +242,7 @@ class TestThrottling:
         real = store._client.list_objects_v2
         monkeypatch.setattr(store._client, "list_objects_v2", lambda **request: real(**{"MaxKeys": 4, **request}))
         monkeypatch.setattr("shared.storage.current_store", lambda: store)
-        monkeypatch.setattr(pace, "_PAUSES", (0.01,) * 8)
+        monkeypatch.setattr(pace, "PAUSES", (0.01,) * 8)
         result = run("scan", f"s3://{bucket}/words", "--format", "ndjson", "--depth", "listing")
         assert (result.exit_code, len(verdicts_of(result))) == (0, 4)
         assert listings > 4
