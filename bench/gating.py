@@ -23,6 +23,7 @@ from statistics import median
 import boto3
 
 from bench.figures import Figure
+from bench.s3 import BUCKET, running_s3
 from bench.stock import stocked
 from bench.targets import held
 from bench.timing import Measure, timed
@@ -38,19 +39,7 @@ from shared.verdict import Depth
 
 _DELTAS, _EMBEDDINGS, _ROUNDS = 100, 100, 10
 _DIFFERENT = 10  # deltas of their own content; the others repeat it, which spares the merge more than the gate
-_BUCKET = "deltas"
 _ROOT = Path(__file__).resolve().parent.parent
-_SERVE = """
-import logging, sys, threading
-from moto.server import ThreadedMotoServer
-from bench.tether import tether
-tether(int(sys.argv[1]))
-logging.getLogger("werkzeug").setLevel(logging.ERROR)
-server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-server.start()
-print(server.get_host_and_port()[1], flush=True)
-threading.Event().wait()
-"""
 _MERGE = """
 import json, sys, tempfile, time
 from pathlib import Path
@@ -95,7 +84,7 @@ def figures(deltas: int = _DELTAS, embeddings: int = _EMBEDDINGS, rounds: int = 
         embeddings: How many each of them has.
         rounds: In how many parts the one merge is made; the gate is measured in between.
     """
-    with _served(), scratch_folder() as scratch:
+    with running_s3(), scratch_folder() as scratch:
         chunks = [_uploaded(f"{name}/delta", deltas, embeddings, scratch) for name in ("tagged", "untagged")]
         _tag(chunks[0][:-1])
         gates = [_refusing(keys) for keys in chunks]
@@ -123,9 +112,9 @@ def _refusing(keys: list[str]) -> Measure:
     def refuse() -> None:
         with redirect_stdout(io.StringIO()):  # its logs and metrics
             try:
-                precheck(_BUCKET, keys)
+                precheck(BUCKET, keys)
             except ChunkRejected as error:
-                if [verdict.delta for verdict in error.rejected] == [f"s3://{_BUCKET}/{keys[-1]}/"]:
+                if [verdict.delta for verdict in error.rejected] == [f"s3://{BUCKET}/{keys[-1]}/"]:
                     return
                 raise
         raise RuntimeError("the gate let a corrupt delta pass")
@@ -139,7 +128,7 @@ def _merging() -> Iterator[Callable[[list[str], bool], float]]:
 
     It takes the keys and whether the last of them is to fail, and returns milliseconds.
     """
-    command = [sys.executable, "-c", _MERGE, str(os.getpid()), _BUCKET]
+    command = [sys.executable, "-c", _MERGE, str(os.getpid()), BUCKET]
     with subprocess.Popen(  # noqa: S603 -- ours
         command, cwd=_ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, start_new_session=True
     ) as process:
@@ -164,7 +153,6 @@ def _merging() -> Iterator[Callable[[list[str], bool], float]]:
 def _uploaded(prefix: str, deltas: int, embeddings: int, scratch: Path) -> list[str]:
     """The keys of a chunk below a prefix, the last of them that of a delta whose database is cut."""
     client = boto3.client("s3")
-    client.create_bucket(Bucket=_BUCKET)
     keys = [f"{prefix}/{number:04}" for number in range(deltas)]
     for number, key in enumerate(keys):
         folder = stocked(embeddings, seed=number % _DIFFERENT)
@@ -172,7 +160,7 @@ def _uploaded(prefix: str, deltas: int, embeddings: int, scratch: Path) -> list[
             folder = Path(shutil.copytree(folder, scratch / f"corrupt-{len(list(scratch.iterdir()))}"))
             apply_damage("sqlite-truncated", folder)
         for path in sorted(path for path in folder.rglob("*") if path.is_file()):
-            client.upload_file(str(path), _BUCKET, f"{key}/{path.relative_to(folder).as_posix()}")
+            client.upload_file(str(path), BUCKET, f"{key}/{path.relative_to(folder).as_posix()}")
     return keys
 
 
@@ -180,37 +168,6 @@ def _tag(keys: list[str]) -> None:
     """Tags deltas as the validator does once it has found them healthy."""
     store = current_store()
     for key in keys:
-        location = DeltaLocation(_BUCKET, f"{key}/")
+        location = DeltaLocation(BUCKET, f"{key}/")
         verdict = judge_stored(store, location, Depth.STRUCTURE, Settings()).verdict
-        store.set_tags(_BUCKET, location.key(DATABASE), with_verdict({}, verdict, datetime.now(UTC)))
-
-
-@contextmanager
-def _served() -> Iterator[None]:
-    """A moto server in a process of its own, and an environment that leads to it."""
-    with subprocess.Popen(  # noqa: S603 -- ours
-        [sys.executable, "-c", _SERVE, str(os.getpid())],
-        cwd=_ROOT,
-        stdout=subprocess.PIPE,
-        text=True,
-        start_new_session=True,  # Ctrl-C is ours to handle
-    ) as process:
-        before = dict(os.environ)
-        try:
-            assert process.stdout is not None
-            endpoint = f"http://127.0.0.1:{int(process.stdout.readline())}"
-            for name in ("AWS_PROFILE", "AWS_SESSION_TOKEN", "AWS_ENDPOINT_URL_S3", "AWS_REGION"):
-                os.environ.pop(name, None)
-            os.environ |= {
-                "AWS_ENDPOINT_URL": endpoint,
-                "AWS_ACCESS_KEY_ID": "bench",
-                "AWS_SECRET_ACCESS_KEY": "bench",  # moto accepts any
-                "AWS_DEFAULT_REGION": "us-east-1",
-                "AWS_XRAY_SDK_ENABLED": "false",
-                "ANONYMIZED_TELEMETRY": "False",
-            }
-            yield
-        finally:
-            os.environ.clear()
-            os.environ.update(before)
-            process.kill()
+        store.set_tags(BUCKET, location.key(DATABASE), with_verdict({}, verdict, datetime.now(UTC)))

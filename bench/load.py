@@ -10,11 +10,8 @@ from __future__ import annotations
 import os
 import random
 import shutil
-import subprocess
-import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager, redirect_stdout
+from contextlib import redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,6 +23,7 @@ from bench.figures import Figure
 from bench.targets import held
 from local.damage import apply_damage
 from local.deltas import DeltaRecipe, build_delta
+from local.servers import moto
 from local.stack import NOTICES, LocalStack, addressed
 from shared.client import s3_client
 from shared.delta import DATABASE
@@ -38,19 +36,6 @@ from validator.handler import handler
 _BUCKET, _PREFIX = "deltas", "words/delta"
 _SEED = 40
 _CORRUPT_EVERY = 10
-_ROOT = Path(__file__).resolve().parent.parent
-_SERVER = """
-import logging, sys, time
-from bench.tether import tether
-from moto.server import ThreadedMotoServer
-tether(int(sys.argv[1]))
-logging.getLogger("werkzeug").setLevel(logging.ERROR)
-server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-server.start()
-print(server.get_host_and_port()[1], flush=True)
-while True:
-    time.sleep(3600)
-"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,8 +52,8 @@ def figures(deltas: int = 500, events: int = 5000) -> list[Figure]:
     Raises:
         RuntimeError: Something was lost, told of twice, or never told of.
     """
-    with scratch_folder() as scratch, _server() as endpoint, addressed(endpoint, **_SETTINGS):
-        stack = LocalStack(endpoint, _BUCKET)
+    with scratch_folder() as scratch, moto() as server, addressed(server.url, **_SETTINGS):
+        stack = LocalStack(server.url, _BUCKET)
         stack.create(prefix="not-watched/", visibility_seconds=600)  # the events are made below
         sizes = _upload(stack, scratch, deltas)
         theirs = _bare(deltas)
@@ -83,19 +68,6 @@ def figures(deltas: int = 500, events: int = 5000) -> list[Figure]:
 
 
 _SETTINGS = {"DELTAGUARD_DEPTH": "structure", "DELTAGUARD_SETTLE_SECONDS": "0"}
-
-
-@contextmanager
-def _server() -> Iterator[str]:
-    command = [sys.executable, "-c", _SERVER, str(os.getpid())]
-    server = subprocess.Popen(command, cwd=_ROOT, stdout=subprocess.PIPE, text=True)  # noqa: S603 -- ours
-    assert server.stdout is not None
-    try:
-        with server.stdout:
-            yield f"http://127.0.0.1:{int(server.stdout.readline())}"
-    finally:
-        server.kill()
-        server.wait()
 
 
 def _key(number: int) -> str:

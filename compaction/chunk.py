@@ -72,9 +72,8 @@ def merge_group(
     sweep_scratch()
     bucket, batch_id = places.bucket(), places.batch_name(batch_id)
     group_index = places.index(group_index, "group_index")
-    plan = Plan(
-        intermediates(intermediate_keys, bucket, batch_id), batch_id, {"batch_id": batch_id, "group_index": group_index}
-    )
+    sources = intermediates(intermediate_keys, bucket, batch_id)
+    plan = Plan(sources, batch_id, None, {"batch_id": batch_id, "group_index": group_index})
     merged = merge(store or current_store(), plan, places.group(bucket, batch_id, group_index), settings)
     return {
         "intermediate_key": merged.location.prefix,
@@ -96,7 +95,7 @@ def intermediates(keys: Iterable[str], bucket: str, batch_id: str) -> tuple[Sour
     for delta in chunk.deltas:
         if not delta.delta_key.startswith(home):
             raise TargetError(f"{printable(delta.delta_key)!r} is no intermediate of batch {batch_id}: none of {home}")
-    return tuple(Source(location, None) for location in chunk.locations(bucket))
+    return tuple(Source(location, said) for location, said in zip(chunk.locations(bucket), chunk.deltas, strict=True))
 
 
 def _plan(chunk: Chunk, grouped: Mapping[str, Sequence[str]], bucket: str, batch_id: str, chunk_index: int) -> Plan:
@@ -115,9 +114,10 @@ def _plan(chunk: Chunk, grouped: Mapping[str, Sequence[str]], bucket: str, batch
         collections = tuple(name for name, of_collection in grouped.items() if delta.delta_key in of_collection)
         if not grouped and delta.collection is not None:
             collections = (delta.collection,)
-        sources.append(Source(locations[delta.delta_key], collections or None))
+        sources.append(Source(locations[delta.delta_key], delta, collections or None))
     orders = {name: tuple(locations[key] for key in of_collection) for name, of_collection in grouped.items()}
-    return Plan(tuple(sources), batch_id, {"batch_id": batch_id, "chunk_index": chunk_index}, orders)
+    metadata = {"batch_id": batch_id, "chunk_index": chunk_index}
+    return Plan(tuple(sources), batch_id, chunk_index, metadata, orders)
 
 
 def _grouped(deltas_by_collection: object) -> dict[str, list[str]]:

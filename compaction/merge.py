@@ -14,6 +14,7 @@ from compaction.receipt import Receipt, SourceRecord, read_receipt, write_receip
 from compaction.settlement import SettledCollection, Settlement
 from compaction.target import CollectionPlan, opened_target
 from scanner.gate import ChunkRejected, precheck
+from shared.chunk import Chunk, ChunkDelta
 from shared.delta import MANIFEST, DeltaLocation
 from shared.errors import ObjectChanged
 from shared.inspection.contents import opened_delta
@@ -35,11 +36,13 @@ class Source:
 
     Args:
         location: Where it lies.
-        collections: The collections that its caller says it holds; None where the caller does not say.
+        said: What its caller says of it to the gate: of one collection, where several are in it.
+        collections: All collections that its caller says it holds; None where the caller does not say.
     """
 
     location: DeltaLocation
-    collections: tuple[str, ...] | None
+    said: ChunkDelta
+    collections: tuple[str, ...] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +52,7 @@ class Plan:
     Args:
         sources: The deltas, all in one bucket, in order: later ones win.
         batch_id: The batch they belong to.
+        chunk_index: The chunk that they are, in that batch; None when they are intermediates.
         metadata: What is written into the metadata of each collection.
         orders: Another order for the collections named here.
         indexed: Whether the index is built (see `compaction.target`).
@@ -56,9 +60,16 @@ class Plan:
 
     sources: tuple[Source, ...]
     batch_id: str
+    chunk_index: int | None
     metadata: Mapping[str, Any]
     orders: Mapping[str, tuple[DeltaLocation, ...]] = field(default_factory=dict)
     indexed: bool = False
+
+    @property
+    def chunk(self) -> Chunk:
+        """The same as the gate is told it."""
+        deltas = tuple(source.said for source in self.sources)
+        return Chunk(batch_id=self.batch_id, chunk_index=self.chunk_index, deltas=deltas)
 
     def order_of(self, collection: str) -> tuple[DeltaLocation, ...]:
         """The deltas in the order in which they go into a collection."""
@@ -106,9 +117,8 @@ def merge(store: Store, plan: Plan, destination: DeltaLocation, settings: Settin
 
 def _merge(store: Store, plan: Plan, destination: DeltaLocation, settings: Settings, scratch: Path) -> Merged:
     checkout = Checkout(store, scratch / "deltas")
-    keys = [source.location.prefix.rstrip("/") for source in plan.sources]
     with traced("gate"):
-        verdicts = precheck(destination.bucket, keys, store=checkout, settings=settings)
+        verdicts = precheck(destination.bucket, plan.chunk, store=checkout, settings=settings)
     receipt = _receipt(plan, verdicts)
     earlier = _finished(store, destination, receipt)
     if earlier is not None:
@@ -126,7 +136,7 @@ def _merge(store: Store, plan: Plan, destination: DeltaLocation, settings: Setti
     merged = Merged(destination, store.list_delta(destination).fingerprint, embeddings)
     made = {"fingerprint": merged.fingerprint, "embeddings": embeddings}
     write_receipt(store, destination, receipt.model_copy(update=made))
-    logger.info("Merged", extra={"destination": destination.uri, "deltas": len(keys), "embeddings": embeddings})
+    logger.info("Merged", extra={"destination": destination.uri, "deltas": len(plan.sources), "embeddings": embeddings})
     return merged
 
 

@@ -81,7 +81,7 @@ def final_merge(
     store = store or current_store()
     bucket, batch_id = places.bucket(), places.batch_name(batch_id)
     sources = intermediates(intermediate_keys, bucket, batch_id)
-    plan = Plan(sources, batch_id, {"batch_id": batch_id}, indexed=True)
+    plan = Plan(sources, batch_id, None, {"batch_id": batch_id}, indexed=True)
     with held_lock(store, bucket, places.lock(), f"final merge of batch {batch_id}") as lock:
         before = _latest(store, bucket)
         version = _version(store, plan)

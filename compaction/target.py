@@ -1,10 +1,12 @@
 """The Chroma directory that deltas are merged into: the only module of compaction that has Chroma write.
 
-**The index is built once, at the end.** Chroma adds every vector to an index in memory as soon as it is written, which
-costs four fifths of a merge and which the next merge throws away. So an intermediate is written with the cheapest index
-that Chroma can build and never flushes: its vectors wait in Chroma's queue, as in every small delta. Once it is closed,
-its settings are set to what the deltas had, and the unused index is removed; Chroma builds the real one whenever the
-intermediate is opened. A snapshot is written with its real settings and a flushed index.
+**The index is built once, at the end.** Chroma adds every vector to an index in memory as soon as it is written. That
+is most of the time of a merge, and some 18 KB for each embedding of dimension 1536, which stay until the process ends;
+and the next merge throws the index away. So an intermediate is written without one: before its first embedding, the new
+database is told that its index has had every operation that there will ever be (`max_seq_id`), and that the queue is
+kept nevertheless. Chroma then adds nothing to the index, and vectors wait in the queue, as in every small delta. In the
+closed database both are taken back, and Chroma builds the index when the intermediate is opened. A snapshot is written
+with its index, and flushed.
 
 **Numbers stay what they are.** Chroma 1.5 takes metadata through JSON and reads about one float in a hundred of it back
 with its last digit changed (serde_json without `float_roundtrip`). Each merge would change more of them, so those are
@@ -17,7 +19,7 @@ import math
 import shutil
 import sqlite3
 from collections.abc import Iterator, Mapping
-from contextlib import closing, contextmanager
+from contextlib import AbstractContextManager, ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -36,12 +38,13 @@ HNSW_DEFAULTS: Mapping[str, Any] = {
 }
 """What Chroma takes for a setting that nobody gave (https://docs.trychroma.com/docs/collections/configure)."""
 
-_DEFERRED: Mapping[str, Any] = {
-    "ef_construction": 1,
-    "max_neighbors": 2,
-    "batch_size": 100,
-    "sync_threshold": 2**31 - 1,
-}
+_NEVER = 2**31 - 1  # as a sync threshold: a flush would write down how far the index really is
+_END_OF_TIME = 2**62  # as an operation; Chroma counts on from it
+_HOLD_BACK = "INSERT INTO max_seq_id (segment_id, seq_id) SELECT id, ? FROM segments WHERE scope = 'VECTOR'"
+_RELEASE = "DELETE FROM max_seq_id WHERE segment_id IN (SELECT id FROM segments WHERE scope = 'VECTOR')"
+_PURGE = """
+    UPDATE embeddings_queue_config SET config_json_str = json_set(config_json_str, '$.automatically_purge', json(?))
+"""
 _EXACT_LENGTH = 16  # characters: numbers of up to 15 digits come back as they are
 _SET_NUMBER = """
     UPDATE embedding_metadata SET float_value = ? WHERE id = (
@@ -111,26 +114,37 @@ def opened_target(folder: Path, plans: list[CollectionPlan], *, indexed: bool) -
         plans: The collections.
         indexed: Whether the index is built and flushed now.
     """
-    import chromadb  # noqa: PLC0415 - half a second, and only for a merge that the gate let pass
-    from chromadb.config import Settings  # noqa: PLC0415
-
-    with chromadb.PersistentClient(path=folder, settings=Settings(anonymized_telemetry=False)) as client:
+    hnsw = [dict(plan.hnsw) if indexed else {**plan.hnsw, "sync_threshold": _NEVER} for plan in plans]
+    with ExitStack() as open_:
+        client = open_.enter_context(_client(folder))
         made = {}
-        for plan in plans:
-            hnsw = dict(plan.hnsw) if indexed else {**plan.hnsw, **_DEFERRED}
+        for plan, settings in zip(plans, hnsw, strict=True):
             made[plan.name] = client.create_collection(
-                plan.name, metadata=dict(plan.metadata), configuration={"hnsw": hnsw}, embedding_function=None
+                plan.name, metadata=dict(plan.metadata), configuration={"hnsw": settings}, embedding_function=None
             )
+        if not indexed:
+            open_.close()
+            _hold_back(folder)
+            client = open_.enter_context(_client(folder))
+            made = {plan.name: client.get_collection(plan.name, embedding_function=None) for plan in plans}
         target = Target(made)
         yield target
     with closing(sqlite3.connect(folder / DATABASE)) as connection, connection:
         connection.executemany(_SET_NUMBER, ((value, *place) for place, value in target.misread.items()))
         if not indexed:
-            _restore_settings(connection, plans)
+            _release(connection, plans)
     if not indexed:
         for index in folder.iterdir():
             if index.is_dir():
                 shutil.rmtree(index)
+
+
+def _client(folder: Path) -> AbstractContextManager[Any]:
+    import chromadb  # noqa: PLC0415 - half a second, and only for a merge that the gate let pass
+    from chromadb.config import Settings  # noqa: PLC0415
+
+    client: AbstractContextManager[Any] = chromadb.PersistentClient(folder, Settings(anonymized_telemetry=False))
+    return client
 
 
 def _is_misread(value: float) -> bool:
@@ -138,12 +152,21 @@ def _is_misread(value: float) -> bool:
     return len(text) > _EXACT_LENGTH and math.isfinite(value) and number(text) != value
 
 
-def _restore_settings(connection: sqlite3.Connection, plans: list[CollectionPlan]) -> None:
-    """Gives collections that were written with the cheapest index their real settings."""
+def _hold_back(folder: Path) -> None:
+    """Has Chroma add nothing to the index of any collection, from the next client on."""
+    with closing(sqlite3.connect(folder / DATABASE)) as connection, connection:
+        connection.execute(_HOLD_BACK, (_END_OF_TIME,))
+        connection.execute(_PURGE, ("false",))
+
+
+def _release(connection: sqlite3.Connection, plans: list[CollectionPlan]) -> None:
+    """Takes back what held the index back, and gives each collection its real threshold."""
+    connection.execute(_RELEASE)
+    connection.execute(_PURGE, ("true",))
     for plan in plans:
-        wanted = {name: plan.hnsw.get(name, HNSW_DEFAULTS[name]) for name in _DEFERRED}
+        threshold = plan.hnsw.get("sync_threshold", HNSW_DEFAULTS["sync_threshold"])
         for column, places in _COLUMNS.items():
-            changes = [(f"{place}.{name}", value) for place in places for name, value in wanted.items()]
+            changes = [(f"{place}.sync_threshold", threshold) for place in places]
             marks = ", ".join(["?, ?"] * len(changes))
             connection.execute(
                 f"UPDATE collections SET {column} = json_replace({column}, {marks}) WHERE name = ?",  # noqa: S608

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from compaction import places
+from scanner.fleet import RESULTS
 from shared import policies
 from shared.policies import Policy, Scope
 
@@ -25,8 +26,15 @@ def _scope(*prefixes: str) -> Scope:
 
 
 def roles() -> str:
-    """deploy/roles.json: one role for each function."""
-    resources = {f"{name.capitalize()}Role": _role(name, statements) for name, statements in _functions().items()}
+    """deploy/roles.json: one role for each function, for the state machine that scans and for its schedule."""
+    resources = {
+        f"{name.capitalize()}Role": _of_function(name, statements) for name, statements in _functions().items()
+    }
+    resources |= {
+        "ScanMachineRole": _role("scan-machine", "states.amazonaws.com", _scan_machine()["Statement"]),
+        "ScanScheduleRole": _role("scan-schedule", "events.amazonaws.com", _scan_schedule()["Statement"])
+        | {"Condition": "ScansBySchedule"},
+    }
     return json.dumps({"Resources": resources}, indent=2) + "\n"
 
 
@@ -38,7 +46,7 @@ def _functions() -> Mapping[str, list[Policy]]:
     )
     telling = policies.validator(watched, resubmit_queue=_RESUBMIT_QUEUE, event_bus=_BUS)
     merged = _scope("${WatchedPrefix}", f"{places.INTERMEDIATES}/", f"{places.SNAPSHOTS}/")
-    compaction = policies.compaction(merged, intermediate_prefix=f"{places.INTERMEDIATES}/")
+    compaction = policies.compaction(merged, intermediate_prefix=f"{places.INTERMEDIATES}/", event_bus=_BUS)
     snapshots = policies.compaction(merged, intermediate_prefix=f"{places.SNAPSHOTS}/")
     return {
         "validator": validator["Statement"],
@@ -55,9 +63,33 @@ def _scanner(scope: Scope, telling: list[Policy]) -> list[Policy]:
     """Reading always; moving the corrupt, and telling of it, only where the deployment allows it."""
     reading = policies.scanner(scope)["Statement"]
     moving = [s for s in policies.scanner(scope, quarantine=True)["Statement"] if s["Sid"] != "List"]
-    results = Scope("${Quarantine}", ("results/",), partition=scope.partition)
-    writing = {"Sid": "WriteResults", "Effect": "Allow", "Action": ["s3:PutObject"], "Resource": results.deltas()}
-    return [*reading, writing, *_where("ScannerQuarantines", [*moving, *telling])]
+    results = _results()
+    listing = {**results.listing(held=False)[0], "Sid": "ListResults"}
+    actions = ["s3:PutObject", "s3:GetObject"]
+    keeping = {"Sid": "KeepResults", "Effect": "Allow", "Action": actions, "Resource": results.deltas()}
+    return [*reading, listing, keeping, *_where("ScannerQuarantines", [*moving, *telling])]
+
+
+def _results() -> Scope:
+    """Where the scanner keeps what it found, and a fleet scan its work."""
+    return Scope("${Quarantine}", (RESULTS,), partition="${AWS::Partition}")
+
+
+_STATES = _HERE.format("states")
+_SCAN = "deltaguard-${sls:stage}-scan"
+
+
+def _scan_machine() -> Policy:
+    return policies.scan_machine(
+        function="${ScannerLambdaFunction.Arn}",
+        state_machine=f"{_STATES}stateMachine:{_SCAN}",
+        executions=f"{_STATES}execution:{_SCAN}:*",
+        results=_results(),
+    )
+
+
+def _scan_schedule() -> Policy:
+    return policies.scan_schedule(state_machine="${ScanMachine}")
 
 
 def _resubmission(scope: Scope) -> list[Policy]:
@@ -85,7 +117,7 @@ def _where(condition: str, statements: Iterable[Policy]) -> list[Policy]:
     return [{"Fn::If": [condition, statement, {"Ref": "AWS::NoValue"}]} for statement in statements]
 
 
-def _role(name: str, statements: list[Policy]) -> Policy:
+def _of_function(name: str, statements: list[Policy]) -> Policy:
     logs = _HERE.format("logs") + f"log-group:/aws/lambda/deltaguard-${{sls:stage}}-{name}:*"
     own = [
         {"Sid": "Log", "Effect": "Allow", "Action": ["logs:CreateLogStream", "logs:PutLogEvents"], "Resource": [logs]},
@@ -97,8 +129,12 @@ def _role(name: str, statements: list[Policy]) -> Policy:
             "Resource": ["*"],
         },
     ]
-    assumed = {"Effect": "Allow", "Principal": {"Service": "lambda.amazonaws.com"}, "Action": "sts:AssumeRole"}
-    document = _filled_in(_document([*own, *statements]))
+    return _role(name, "lambda.amazonaws.com", [*own, *statements])
+
+
+def _role(name: str, service: str, statements: list[Policy]) -> Policy:
+    assumed = {"Effect": "Allow", "Principal": {"Service": service}, "Action": "sts:AssumeRole"}
+    document = _filled_in(_document(statements))
     return {
         "Type": "AWS::IAM::Role",
         "Properties": {

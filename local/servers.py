@@ -5,6 +5,7 @@ rclone's has no tags (it would store them *as the object*), heeds no `If-Match`,
 
 from __future__ import annotations
 
+import os
 import shutil
 import socket
 import subprocess
@@ -16,6 +17,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 _START_SECONDS = 60.0
+# The server is killed as soon as the process that started it ends, however that ends: prctl(PR_SET_PDEATHSIG, SIGKILL).
+_TETHERED = """
+import ctypes, os, sys
+ctypes.CDLL(None).prctl(1, 9)
+if os.getppid() == int(sys.argv[1]):
+    os.execv(sys.argv[2], sys.argv[2:])
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +70,13 @@ def _free_port() -> int:
 
 @contextmanager
 def _served(command: Sequence[str], port: int) -> Iterator[Server]:
-    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:  # noqa: S603 - ours
+    tethered = [sys.executable, "-c", _TETHERED, str(os.getpid()), *command]
+    with subprocess.Popen(  # noqa: S603 - ours
+        tethered,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,  # Ctrl-C is the user's word to this process
+    ) as process:
         try:
             end = time.monotonic() + _START_SECONDS
             while not _answers(port):

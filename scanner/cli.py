@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+from click.core import ParameterSource
 
 from scanner.program import LaterCommand, Program
 from scanner.scan import MAX_JOBS
@@ -185,6 +186,13 @@ def _require_sense(options: dict[str, Any]) -> None:
         raise click.UsageError("--resume and --output name the same file")
 
 
+def _require_possible_far_away(ctx: click.Context) -> None:
+    possible = {"targets", "depth", "format", "output", "remote", "no_cache"}  # far away no tag is believed anyway
+    given = [p for p in ctx.command.params if ctx.get_parameter_source(p.name or "") is ParameterSource.COMMANDLINE]
+    if refused := [p.opts[0] for p in given if p.name not in possible]:
+        raise click.UsageError(f"{', '.join(refused)}: not with --remote, which judges everything and changes nothing")
+
+
 @cli.command(epilog=_EXIT_STATUS)
 @_judging
 @click.pass_context
@@ -214,6 +222,11 @@ def check(ctx: click.Context, /, targets: tuple[str, ...], **options: Any) -> No
     metavar="FILE",
     help="Keep what was done in FILE, and go on where the same scan stopped. The report is that of all its runs.",
 )
+@click.option(
+    "--remote",
+    is_flag=True,
+    help="Have many functions at once scan: start DELTAGUARD_SCAN_STATE_MACHINE and wait for its report.",
+)
 @click.pass_context
 def scan(ctx: click.Context, /, targets: tuple[str, ...], **options: Any) -> None:
     """Find the deltas at and below the given places, and judge them.
@@ -222,6 +235,11 @@ def scan(ctx: click.Context, /, targets: tuple[str, ...], **options: Any) -> Non
     in the quarantine itself. No delta found is no error.
     """
     _require_sense(options)
+    if options.pop("remote"):
+        _require_possible_far_away(ctx)
+        from scanner import watch  # noqa: PLC0415 - as in `check`
+
+        ctx.exit(watch.scan(targets, options["depth"], options["format"], options["output"]))
     from scanner import session  # noqa: PLC0415 - as in `check`
 
     ctx.exit(session.scan(targets, session.Options(**options)))

@@ -13,9 +13,10 @@ from typing import Annotated, Any
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from scanner.discovery import FoundDelta
+from scanner.fleet import operate, seconds_left, stored_root
 from scanner.judge import Judge
 from scanner.scan import MAX_JOBS, Tally, default_jobs, judge_all
-from scanner.targets import StoredRoot, deltas_below, require_bucket, root_named
+from scanner.targets import StoredRoot, deltas_below, require_bucket
 from shared.delta import DeltaLocation, parse_s3_uri
 from shared.errors import CouldNotCheck, MessagingError, StorageError, TargetError
 from shared.judgement import Judgement, judge_stored
@@ -57,7 +58,7 @@ def handler(event: object, context: Any) -> dict[str, Any]:
     """Finds the deltas at and below the targets and judges them, as `deltaguard scan` does.
 
     Args:
-        event: A `ScanRequest`.
+        event: A `ScanRequest`, or with an `operation` one step of a fleet scan (`scanner.fleet.operate`).
         context: Lambda's; its remaining time bounds the work. None counts as unbounded.
 
     Returns:
@@ -69,8 +70,10 @@ def handler(event: object, context: Any) -> dict[str, Any]:
         SettingsError: A setting is wrong.
         CouldNotCheck: A bucket cannot be listed, or the results cannot be written.
     """
+    if isinstance(event, dict) and "operation" in event:
+        return operate(event, context)
     request = _request(event)
-    roots = [_root(target) for target in dict.fromkeys(request.targets)]
+    roots = [stored_root(target) for target in dict.fromkeys(request.targets)]
     output = None if request.output is None else _object_named(request.output)
     settings = Settings.from_environment()
     sweep_scratch()
@@ -157,13 +160,6 @@ def _request(event: object) -> ScanRequest:
         raise TargetError(f"not a request for a scan: {problems}") from error
 
 
-def _root(target: str) -> StoredRoot:
-    root = root_named(target) if "://" in target else None
-    if not isinstance(root, StoredRoot):
-        raise TargetError(f"{target}: not an s3://bucket/prefix")
-    return root
-
-
 def _object_named(uri: str) -> tuple[str, str]:
     bucket, key = parse_s3_uri(uri)
     if not key or key.endswith("/"):
@@ -172,6 +168,4 @@ def _object_named(uri: str) -> tuple[str, str]:
 
 
 def _deadline(request: ScanRequest, context: Any) -> float:
-    remaining = getattr(context, "get_remaining_time_in_millis", None)
-    seconds = float("inf") if remaining is None else remaining() / 1000 - _RESERVE_SECONDS
-    return time.monotonic() + min(seconds, request.max_duration or float("inf"))
+    return time.monotonic() + min(seconds_left(context) - _RESERVE_SECONDS, request.max_duration or float("inf"))

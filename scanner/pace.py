@@ -13,7 +13,9 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Generic, TypeVar
 
-_PAUSES = (1.0, 2.0, 4.0, 8.0, 16.0, 30.0)
+PAUSES = (1.0, 2.0, 4.0, 8.0, 16.0, 30.0)
+"""Seconds between the attempts of one delta that was throttled; each is taken at half to full length."""
+
 _REACTION_SECONDS = 1.0  # what was asked before the last slowing down says nothing about it
 
 _Delta = TypeVar("_Delta")
@@ -76,9 +78,9 @@ class Pace:
 
     def pause(self, attempt: int) -> bool:
         """Waits before the next attempt of something that was throttled. Returns False when there is to be none."""
-        if attempt >= len(_PAUSES):
+        if attempt >= len(PAUSES):
             return False
-        return not self._ended.wait(_PAUSES[attempt] * random.uniform(0.5, 1.0))  # noqa: S311 - spreads retries, no secret
+        return not self._ended.wait(PAUSES[attempt] * random.uniform(0.5, 1.0))  # noqa: S311 - spreads retries, no secret
 
     def end(self) -> None:
         """Has nobody wait any more: what was throttled stays so."""

@@ -155,6 +155,7 @@ def scanner(**options: Any) -> None:
     callback=lambda _ctx, _parameter, value: _folder(value),
     help="Where its results go.",
 )
+@_arn("--event-bus", "EventBridge bus that is told of refused chunks.")
 def compaction(**options: Any) -> None:
     """Role policy of compaction with its gate."""
     scope, given = _split(options)

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable
 from typing import Protocol
 
 from shared.delta import DeltaLocation
-from shared.errors import CouldNotCheck, DeltaguardError, ObjectChanged, TargetError
+from shared.errors import CouldNotCheck, DeltaguardError, MessagingError
 from shared.judgement import Judgement
+from shared.messaging import current_messaging
+from shared.outbox import tell_of_quarantine
 from shared.quarantine import is_quarantined, place_of, quarantine
 from shared.settings import Settings
 from shared.storage import Store
 
+_COMPONENT = "scanner"
 Say = Callable[[str], None]
 
 
@@ -57,13 +59,10 @@ class Quarantine:
     def __init__(self, settings: Settings, say: Say) -> None:
         self._settings = settings
         self._say = say
-        self._conditional: dict[str, bool] = {}
-        self._asking = threading.Lock()
 
     def __call__(self, store: Store, location: DeltaLocation, judgement: Judgement, /) -> bool:
-        """Moves this delta, unless something newer lies there or the store cannot tell."""
+        """Moves this delta, unless something newer lies there, and tells whom the settings name."""
         try:
-            self._require_conditions(store, location, judgement)
             done = quarantine(store, location, judgement, self._settings)
         except CouldNotCheck as fault:
             self._say(f"not moved: {location.uri}: {fault.detail}")
@@ -73,20 +72,12 @@ class Quarantine:
             return False
         left = f"; left there, since they are newer: {', '.join(done.left)}" if done.left else ""
         self._say(f"moved {location.uri} to {done.place.uri}{left}")
+        self._tell(store, location)
         return True
 
-    def _require_conditions(self, store: Store, location: DeltaLocation, judgement: Judgement) -> None:
-        """Makes sure that the store heeds `If-Match`: otherwise a delete might hit an upload newer than the verdict."""
-        with self._asking:
-            if location.bucket not in self._conditional:
-                file = max(judgement.listing.files, key=lambda file: file.size)
-                try:
-                    store.read(location.bucket, location.key(file.name), 1, "0" * 32)
-                    self._conditional[location.bucket] = False
-                except ObjectChanged:
-                    self._conditional[location.bucket] = True
-        if not self._conditional[location.bucket]:
-            raise TargetError(
-                f"{location.uri}: this store does not heed If-Match, so a newer upload could be deleted unseen; "
-                "move the delta by hand"
-            )
+    def _tell(self, store: Store, location: DeltaLocation) -> None:
+        """Tells of the quarantine as the validator does. What fails here is told at the delta's next event."""
+        try:
+            tell_of_quarantine(store, current_messaging(), location, self._settings, _COMPONENT)
+        except (CouldNotCheck, MessagingError) as error:
+            self._say(f"moved, but not everybody was told of {location.uri}: {error}")

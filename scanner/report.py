@@ -156,8 +156,9 @@ class TableReport:
         for verdict in ordered:
             if verdict.findings:
                 _print_defects(console, verdict)
-        if tally.notes:
-            noted = f"{_counted(tally.notes, 'note')} on {_counted(self._noted, 'delta')}"
+        told = [verdict for verdict in ordered if verdict.findings and verdict.notes]  # printed with their defects
+        if notes := tally.notes - sum(len(verdict.notes) for verdict in told):
+            noted = f"{_counted(notes, 'note')} on {_counted(self._noted - len(told), 'delta')}"
             console.print(Text(f"\n{noted}; ndjson and json have them", "dim"))
         for status, kept in self._verdicts.items():
             if more := tally.counts[status] - len(kept):

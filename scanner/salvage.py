@@ -15,6 +15,7 @@ from shared.salvage import Salvage, salvage_folder, salvage_stored
 from shared.scratch import scratch_folder
 from shared.settings import Settings
 from shared.storage import current_store
+from shared.telemetry import use_stderr
 from shared.upload import upload_delta
 
 _LOST_SHOWN = 20
@@ -46,6 +47,7 @@ def salvage(ctx: click.Context, target: str, out: str, partial: bool, form: Lite
     TARGET and OUT are s3://bucket/prefix or a folder. TARGET is only read; OUT is made, and may not exist. Nothing is
     guessed: what the bytes of TARGET do not prove is lost, and then nothing is written unless --partial says so.
     """
+    use_stderr()
     settings = Settings.from_environment()
     source, place = delta_named(target), _new_place(out)
     if isinstance(source, DeltaLocation):
@@ -54,7 +56,7 @@ def salvage(ctx: click.Context, target: str, out: str, partial: bool, form: Lite
         with scratch_folder() as scratch:
             done = _salvaged(source, scratch / "delta", settings, partial=partial)
             if done.written:
-                _upload(scratch / "delta", place, settings)
+                _upload(scratch / "delta", place, done.batch_id, settings)
     else:
         done = _salvaged(source, place, settings, partial=partial)
     click.echo(json.dumps(done.as_json()) if form == "json" else _told(done, out))
@@ -84,9 +86,9 @@ def _salvaged(source: DeltaLocation | Path, target: Path, settings: Settings, *,
     return salvage_stored(current_store(), source, target, settings, partial=partial)
 
 
-def _upload(folder: Path, place: DeltaLocation, settings: Settings) -> None:
+def _upload(folder: Path, place: DeltaLocation, batch_id: str | None, settings: Settings) -> None:
     try:
-        upload_delta(folder, place.bucket, place.prefix, settings=settings)
+        upload_delta(folder, place.bucket, place.prefix, batch_id=batch_id, settings=settings)
     except UploadFailed as error:
         raise CouldNotCheck("check.storage", str(error)) from error
 

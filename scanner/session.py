@@ -85,6 +85,14 @@ class Options:
         )
 
 
+def _log_to_stderr(options: Options) -> None:
+    """Keeps the logs of quarantine apart from the results; nothing else of a run logs."""
+    if options.quarantine:
+        from shared.telemetry import use_stderr  # noqa: PLC0415 - a run that moves nothing needs none of it
+
+        use_stderr()
+
+
 def check(targets: Sequence[str], options: Options) -> int:
     """Judges exactly these targets.
 
@@ -96,6 +104,7 @@ def check(targets: Sequence[str], options: Options) -> int:
         TargetError: A target or the output cannot be; nothing was checked.
         CouldNotCheck: No S3 client can be made, or the results cannot be written.
     """
+    _log_to_stderr(options)
     judge = options.judge()
     deltas = list(dict.fromkeys(delta_named(target) for target in targets))
     _require_movable(deltas, options)
@@ -120,6 +129,7 @@ def scan(targets: Sequence[str], options: Options) -> int:
         TargetError: A target, the checkpoint or the output cannot be; nothing was checked.
         CouldNotCheck: A bucket cannot be listed, no S3 client can be made, or the results cannot be written.
     """
+    _log_to_stderr(options)
     judge = options.judge()
     roots = required_roots(targets, judge)
     _require_movable(roots, options)

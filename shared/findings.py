@@ -114,6 +114,7 @@ CATALOGUE: dict[str, FindingKind] = {
     "check.descriptors": FindingKind(_U, "The process ran out of file descriptors."),
     "check.memory": FindingKind(_U, "The process ran out of memory."),
     "check.timeout": FindingKind(_U, "The check took longer than it may."),
+    "check.batch_failed": FindingKind(_U, "The batch of a fleet scan that the delta was in failed."),
     "check.cannot_open": FindingKind(_U, "SQLite could not open the file (code 14): an environment fault."),
     "check.probe_failed": FindingKind(_U, "The Chroma probe could not be run to an answer."),
     "check.foreign_expression": FindingKind(_U, "A table that is not Chroma's computes values: no check may run it."),

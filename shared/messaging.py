@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from functools import cached_property, lru_cache
+from functools import cached_property, lru_cache, partial
 from typing import TYPE_CHECKING, Any, cast
 
 import boto3
@@ -115,6 +115,39 @@ class Messaging:
         except MessagingError as error:
             if error.aws_code != "ExecutionAlreadyExists":
                 raise
+
+    def execution(self, arn: str) -> dict[str, Any]:
+        """An execution as DescribeExecution tells of it: `status`, and `output`, or `error` and `cause`.
+
+        Raises:
+            MessagingError: The request failed.
+        """
+        answer: dict[str, Any] = self._call("asking for", arn, lambda: self.states.describe_execution(executionArn=arn))
+        return answer
+
+    def mapped(self, arn: str) -> tuple[int, int]:
+        """How many items the distributed maps of an execution are done with, whatever came of them, of how many.
+
+        Raises:
+            MessagingError: A request failed.
+        """
+        runs = self._call("asking for the maps of", arn, lambda: self.states.list_map_runs(executionArn=arn))
+        done = total = 0
+        for run in runs["mapRuns"]:
+            describe = partial(self.states.describe_map_run, mapRunArn=run["mapRunArn"])
+            told = self._call("asking for a map of", arn, describe)
+            counts = told["itemCounts"]
+            total += counts["total"]
+            done += counts["succeeded"] + counts["failed"] + counts["timedOut"] + counts["aborted"]
+        return done, total
+
+    def stop(self, arn: str, why: str) -> None:
+        """Ends an execution.
+
+        Raises:
+            MessagingError: The request failed.
+        """
+        self._call("stopping", arn, lambda: self.states.stop_execution(executionArn=arn, cause=why))
 
     @staticmethod
     def _call(doing: str, what: str, action: Callable[[], Any]) -> Any:

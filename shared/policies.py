@@ -156,12 +156,14 @@ def scanner(scope: Scope, *, quarantine: bool = False) -> Policy:
     return _policy([*scope.listing(held=False), _allow("ReadDeltas", ["s3:GetObject"], scope.deltas())])
 
 
-def compaction(scope: Scope, *, intermediate_prefix: str = "intermediate/") -> Policy:
-    """The role of compaction: its gate reads deltas, tags and quarantine records; its results are uploaded as deltas.
+def compaction(scope: Scope, *, intermediate_prefix: str = "intermediate/", event_bus: str | None = None) -> Policy:
+    """The role of compaction: its gate reads deltas, tags and quarantine records, and tells of a chunk that it refuses;
+    its results are uploaded as deltas.
 
     Args:
         scope: Deltas and quarantine.
         intermediate_prefix: Where its results go, ending with `/`.
+        event_bus: ARN of the event bus.
     """
     results = Scope(scope.bucket, (intermediate_prefix,), partition=scope.partition)
     listed = Scope(
@@ -178,6 +180,7 @@ def compaction(scope: Scope, *, intermediate_prefix: str = "intermediate/") -> P
             _allow("ReadVerdicts", ["s3:GetObjectTagging"], scope.deltas(f"/{DATABASE}")),
             _allow("ReadRecords", ["s3:GetObject"], scope.held(f"*/{_RECORD}")),
             _uploading("WriteResults", results),
+            *_publish(event_bus),
         ]
     )
 
@@ -247,6 +250,35 @@ def _uploading(sid: str, scope: Scope) -> Policy:
 
 def _quarantine_denial(scope: Scope, readers: Sequence[str]) -> list[Policy]:
     return [_deny("QuarantineOfOthers", ["s3:GetObject", "s3:GetObjectVersion"], scope.held(), readers)]
+
+
+def scan_machine(*, function: str, state_machine: str, executions: str, results: Scope) -> Policy:
+    """The role of the state machine that scans: it invokes the scanner, reads work lists and starts a map's children.
+
+    See https://docs.aws.amazon.com/step-functions/latest/dg/iam-policies-eg-dist-map.html.
+
+    Args:
+        function: ARN of the scanner's function.
+        state_machine: ARN of the state machine itself, whose executions the children are.
+        executions: ARN of its executions.
+        results: Where the work lists lie, and what the map writes.
+    """
+    written = ["s3:PutObject", "s3:GetObject", "s3:ListMultipartUploadParts", "s3:AbortMultipartUpload"]
+    maps = Scope(results.bucket, tuple(f"{prefix}maps/" for prefix in results.prefixes), partition=results.partition)
+    return _policy(
+        [
+            _allow("Invoke", ["lambda:InvokeFunction"], [function]),
+            _allow("ReadWorkLists", ["s3:GetObject"], results.deltas("/worklist-*.json")),
+            _allow("WriteMaps", written, maps.deltas()),
+            _allow("StartChildren", ["states:StartExecution"], [state_machine]),
+            _allow("FollowChildren", ["states:DescribeExecution", "states:StopExecution"], [executions]),
+        ]
+    )
+
+
+def scan_schedule(*, state_machine: str) -> Policy:
+    """The role of the schedule: it starts the state machine that scans."""
+    return _policy([_allow("StartScan", ["states:StartExecution"], [state_machine])])
 
 
 def _consume(queue: str | None, *, hide: bool = False) -> list[Policy]:

@@ -37,7 +37,7 @@ FINGERPRINT = re.compile(r"[0-9a-f]{64}")
 _MAX_RECORD_BYTES = 16 * 1024 * 1024
 # What lies beside the files of a delta: a file of the delta that has such a name is kept under another.
 _OURS = re.compile(r"(quarantine|history|told)\.json(\.file)*")
-_ORDER = {DATABASE: 0, MANIFEST: 1}
+_ORDER = {DATABASE: 0, MANIFEST: 2}  # the others in between
 _unconditional: WeakSet[Store] = WeakSet()
 
 
@@ -344,7 +344,9 @@ def _write_record(
 
 
 def _delete(store: Store, location: DeltaLocation, listing: Listing, record: QuarantineRecord) -> tuple[str, ...]:
-    """Deletes what is recorded, the database first: what a crash leaves is then corrupt to every reader, never half.
+    """Deletes what is recorded, the database first and the manifest last.
+
+    What a crash leaves is then corrupt to every reader, never half of a delta, and never one that waits for a manifest.
 
     Returns:
         Names of the objects that are newer than the judged ones. As soon as there is one, no more is deleted.
@@ -353,7 +355,7 @@ def _delete(store: Store, location: DeltaLocation, listing: Listing, record: Qua
     if newer:
         return tuple(newer)
     recorded = {(file.name, file.etag) for file in record.files}
-    for file in sorted(listing.files, key=lambda file: (_ORDER.get(file.name, 2), file.name)):
+    for file in sorted(listing.files, key=lambda file: (_ORDER.get(file.name, 1), file.name)):
         try:
             if (file.name, file.etag) in recorded:
                 store.delete(location.bucket, location.key(file.name), file.etag)

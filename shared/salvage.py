@@ -65,6 +65,7 @@ class Salvage:
         reason: Why it was refused, or not whole.
         collections: What is proven of each collection.
         chromadb: The version that wrote the new delta; empty when none was written.
+        batch_id: The batch that it came from, if its manifest says so.
     """
 
     delta: str
@@ -73,6 +74,7 @@ class Salvage:
     reason: str = ""
     collections: tuple[SalvagedCollection, ...] = ()
     chromadb: str = ""
+    batch_id: str | None = None
 
     @property
     def written(self) -> bool:
@@ -150,7 +152,8 @@ def salvage_copy(copy: Path, name: str, target: Path, settings: Settings, *, par
             with _appearing(target) as folder:
                 version = rebuild(folder, [part.stored for part in evidence], _batches(evidence))
                 _prove(folder, evidence, settings)
-            return Salvage(name, verdict, "partial" if reason else "whole", reason, used, version)
+            batch_id = judgement.manifest.batch_id if judgement.manifest else None
+            return Salvage(name, verdict, "partial" if reason else "whole", reason, used, version, batch_id)
     except NothingProven as error:
         return Salvage(name, verdict, "refused", str(error))
 

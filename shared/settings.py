@@ -33,6 +33,7 @@ class Settings:
         resubmit_queue_url: SQS queue for requests to process the batch of a corrupt delta again; None: none are made.
         resubmit_target: What such a request starts: URL of an SQS queue, or ARN of a state machine.
         max_resubmissions: How often one batch is started again before a person is told instead.
+        scan_state_machine: ARN of the state machine that `deltaguard scan --remote` starts.
         quarantine_retention_days: How long quarantined deltas are kept at least, unless a purge says otherwise.
     """
 
@@ -48,6 +49,7 @@ class Settings:
     resubmit_queue_url: str | None = None
     resubmit_target: str | None = None
     max_resubmissions: int = 3
+    scan_state_machine: str | None = None
     quarantine_retention_days: int = 30
 
     @classmethod
@@ -150,6 +152,12 @@ def _target(text: str) -> str:
     return text
 
 
+def _machine(text: str) -> str:
+    if not _STATE_MACHINE.fullmatch(text):
+        raise ValueError("must be the ARN of a state machine")
+    return text
+
+
 def _resubmissions(text: str) -> int:
     if not re.fullmatch(r"\d{1,3}", text, re.ASCII) or int(text) > _MOST_RESUBMISSIONS:
         raise ValueError(f"must be a whole number from 0 to {_MOST_RESUBMISSIONS}")
@@ -175,6 +183,7 @@ _VARIABLES: dict[str, tuple[str, Callable[[str], object]]] = {
     "resubmit_queue_url": ("DELTAGUARD_RESUBMIT_QUEUE_URL", _queue_url),
     "resubmit_target": ("DELTAGUARD_RESUBMIT_TARGET", _target),
     "max_resubmissions": ("DELTAGUARD_MAX_RESUBMISSIONS", _resubmissions),
+    "scan_state_machine": ("DELTAGUARD_SCAN_STATE_MACHINE", _machine),
     "quarantine_retention_days": ("DELTAGUARD_QUARANTINE_RETENTION_DAYS", _days),
 }
 

@@ -166,6 +166,7 @@ class Verdict:
             KeyError: Something is missing, or a code is not in the catalogue.
             TypeError: A finding or a collection has another shape.
         """
+        uploaded = line.get("uploaded_at")
         return cls(
             line["delta"],
             Depth(line["depth"]),
@@ -175,6 +176,7 @@ class Verdict:
             line["fingerprint"],
             line["duration_ms"],
             line["versions"],
+            uploaded and datetime.fromisoformat(uploaded),
         )
 
 

@@ -15,6 +15,7 @@ import pytest
 
 from local.deltas import DeltaRecipe, build_delta
 from local.stack import LocalStack, addresses
+from shared import telemetry
 from shared.client import s3_client
 from shared.delta import DeltaLocation
 from shared.settings import Settings
@@ -166,3 +167,9 @@ def copy_of(tmp_path: Path) -> CopyOf:
 def fast_retries(monkeypatch: pytest.MonkeyPatch) -> None:
     """botocore's retries without their pauses."""
     monkeypatch.setattr("botocore.retries.standard.ExponentialBackoff.delay_amount", lambda *_: 0)
+
+
+@pytest.fixture(autouse=True)
+def logs_on_standard_output(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A command that a test ran in this process may have sent the logs elsewhere, for good."""
+    monkeypatch.setattr(telemetry._output, "to_stderr", False)

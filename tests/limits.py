@@ -18,7 +18,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, redirect_stdout
+from contextlib import contextmanager, redirect_stdout, suppress
 from pathlib import Path
 from typing import Any
 
@@ -86,7 +86,8 @@ def _signalled(number: int) -> Iterator[None]:
         ended.set()
         thread.join()
         for pid in _descendants(os.getpid()):
-            os.kill(pid, signal.SIGCONT)
+            with suppress(ProcessLookupError):  # it was ended while it was stopped
+                os.kill(pid, signal.SIGCONT)
 
 
 def _descendants(pid: int) -> Iterator[int]:

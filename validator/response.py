@@ -68,8 +68,7 @@ def _act(store: Store, messaging: Messaging, location: DeltaLocation, judgement:
         return False
     if verdict.status is Status.CORRUPT:
         logger.error("Delta validation failed: corrupt", extra=facts)
-        _quarantine(store, location, judgement, settings)
-        return True
+        return _quarantine(store, location, judgement, settings)
     logger.info("Delta validation successful", extra=facts)
     send(messaging, settings, DeltaValidated.of(verdict, _batch_of(judgement)))
     _tag(store, location, judgement)
@@ -89,12 +88,14 @@ def _batch_of(judgement: Judgement) -> str | None:
     return judgement.manifest.batch_id if judgement.manifest is not None else None
 
 
-def _quarantine(store: Store, location: DeltaLocation, judgement: Judgement, settings: Settings) -> None:
+def _quarantine(store: Store, location: DeltaLocation, judgement: Judgement, settings: Settings) -> bool:
+    """Returns False when something newer lies there now: it must be looked at, too."""
     with traced("quarantine", delta_id=location.delta_id):
         done = quarantine(store, location, judgement, settings)
     if done.left:
         facts: dict[str, Any] = {"delta": location.uri, "quarantine": done.place.uri, "left": list(done.left)}
         logger.warning("Newer files were left in place", extra=facts)
+    return not done.left
 
 
 def _tell_undetermined(messaging: Messaging, judgement: Judgement, settings: Settings) -> None:

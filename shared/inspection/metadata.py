@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import math
 import sqlite3
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import chain
 from typing import Any, NoReturn
 
@@ -23,6 +23,7 @@ _VALUES = (
     "SELECT m.id, m.key, coalesce(m.string_value, m.int_value, m.float_value{boolean}) FROM embedding_metadata AS m"
 )
 _MOST_PARAMETERS = 500
+_MOST_ROWS = 10_000  # that are compared at once, some 10 MB
 # Chroma passes over a row without one value of its column's type, and over one that belongs to no embedding. SQLite
 # orders numbers before text before blobs, which tells types faster than typeof().
 _UNREADABLE = """
@@ -133,29 +134,32 @@ class ExpectedMetadata:
             rows: Number of the row of each id.
             booleans: Whether truth values have a column of their own, which came with the second migration.
         """
-        expected = {rows[id_]: (id_, values) for id_, values in self._expected.items() if values and id_ in rows}
-        stored: dict[int, dict[str, Any]] = {row: {} for row in expected}
-        for row, key, value in _values(connection, expected, booleans=booleans):
-            if row in stored:
-                stored[row][key] = value
-        return [
-            (id_, key)
-            for row, (id_, values) in expected.items()
-            if values != stored[row]  # JSON's true equals the 1 of a row
-            for key, value in values.items()
-            if not _same(key, value, stored[row].get(key))
-        ]
+        expected = {rows[id_]: id_ for id_, values in self._expected.items() if values and id_ in rows}
+        ordered = sorted(expected)
+        missing: list[tuple[str, str]] = []
+        for start in range(0, len(ordered), _MOST_ROWS):
+            stored: dict[int, dict[str, Any]] = {row: {} for row in ordered[start : start + _MOST_ROWS]}
+            for row, key, value in _values(connection, list(stored), booleans=booleans):
+                if row in stored:
+                    stored[row][key] = value
+            for row, found in stored.items():
+                values = self._expected[expected[row]]
+                if values != found:  # JSON's true equals the 1 of a row
+                    keys = [key for key, value in values.items() if not _same(key, value, found.get(key))]
+                    missing += [(expected[row], key) for key in keys]
+        return missing
 
 
-def _values(connection: sqlite3.Connection, rows: Collection[int], *, booleans: bool) -> Iterable[tuple[Any, ...]]:
-    """Row, key and value of the metadata of some rows, and perhaps of others."""
+def _values(connection: sqlite3.Connection, rows: Sequence[int], *, booleans: bool) -> Iterable[tuple[Any, ...]]:
+    """Row, key and value of the metadata of some rows, given in order, and perhaps of others."""
     sql = _VALUES.format(boolean=", m.bool_value" if booleans else "")
     ((total,),) = connection.execute("SELECT count(*) FROM embeddings")
     if 2 * len(rows) > total:  # one look through the table is faster than finding each of its rows
         return connection.execute(sql)
-    ordered = sorted(rows)
-    starts = range(0, len(ordered), _MOST_PARAMETERS)
-    parts = (ordered[start : start + _MOST_PARAMETERS] for start in starts)
+    if 2 * len(rows) > rows[-1] - rows[0]:
+        return connection.execute(f"{sql} WHERE m.id BETWEEN ? AND ?", (rows[0], rows[-1]))
+    starts = range(0, len(rows), _MOST_PARAMETERS)
+    parts = (rows[start : start + _MOST_PARAMETERS] for start in starts)
     return chain.from_iterable(
         connection.execute(f"{sql} WHERE m.id IN ({', '.join('?' * len(part))})", part) for part in parts
     )

@@ -17,6 +17,7 @@ import pytest
 import stamina
 
 from local.deltas import DeltaRecipe, build_delta
+from shared.inspection.contents import opened_delta
 from shared.upload import upload_delta
 
 Deltas = list[dict[str, Any]]
@@ -104,7 +105,10 @@ def put_chunk(bucket: str) -> Callable[..., Deltas]:
         for folder in folders:
             key = f"{prefix}/{folder.name}"
             upload_delta(folder, bucket, key)
-            deltas.append({"delta_key": key, "delta_id": folder.name, "embedding_count": 10, "collection": collection})
+            with opened_delta(folder) as delta:
+                count = sum(found.count for found in delta.collections if found.name == collection)
+            said = {"delta_key": key, "delta_id": folder.name, "embedding_count": count, "collection": collection}
+            deltas.append(said)
         return deltas
 
     return put

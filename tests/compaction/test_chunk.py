@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import sqlite3
 import tempfile
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +20,14 @@ from compaction.chunk import process
 from compaction.failure import MergeFailed
 from local.damage import apply_damage
 from local.deltas import DeltaRecipe, build_delta
+from local.stack import NOTICES, LocalStack
 from scanner.gate import ChunkRejected
 from shared.delta import MANIFEST, DeltaLocation
 from shared.errors import SettingsError, TargetError, UploadFailed
 from shared.judgement import judge_stored
 from shared.settings import Settings
 from shared.storage import Store
+from shared.upload import upload_delta
 from shared.verdict import Depth, Status
 from tests import faults
 from tests.compaction.conftest import Deltas, rows_of, upserted, vectors
@@ -209,9 +213,8 @@ def test_what_the_gate_downloaded_is_not_downloaded_again(chunk: Deltas) -> None
         (DeltaRecipe(embeddings=4, dimension=5, seed=9), "other/.*dimension 5, those of .*d0/ 8"),
         (DeltaRecipe(embeddings=4, dimension=8, seed=9, space="cosine"), "has space cosine, that of .*d0/ l2"),
         (DeltaRecipe(embeddings=4, dimension=8, collections=2), "4 embeddings of 'words-1', which the chunk does not"),
-        (DeltaRecipe(embeddings=4, dimension=8, collection_name="lines"), "no collection 'words', only 'lines'"),
     ],
-    ids=["dimension", "space", "more collections", "another collection"],
+    ids=["dimension", "space", "more collections"],
 )
 def test_a_delta_that_does_not_fit_fails_the_chunk_by_its_name(
     other: DeltaRecipe,
@@ -228,6 +231,62 @@ def test_a_delta_that_does_not_fit_fails_the_chunk_by_its_name(
     assert failure.value.place.endswith("words/delta/other/")
     assert objects("intermediate/") == set()
     assert left_in_scratch() == []
+
+
+@pytest.mark.parametrize(
+    ("said", "message"),
+    [
+        ({"embedding_count": 13}, "the chunk says 13 embeddings in 'words', the delta holds 12 in 'words'"),
+        ({"embedding_count": 11}, "the chunk says 11 embeddings in 'words', the delta holds 12 in 'words'"),
+        ({"collection": "lines"}, "the chunk says collection 'lines', the delta holds 12 in 'words'"),
+    ],
+    ids=["fewer", "more", "another collection"],
+)
+def test_a_delta_that_holds_other_than_the_chunk_says_is_refused_and_the_event_names_the_chunk(
+    said: dict[str, Any], message: str, stack: LocalStack, chunk_folders: list[Path], objects: Objects
+) -> None:
+    upload_delta(chunk_folders[0], "deltas", "words/delta/d0")
+    deltas = [{"delta_key": "words/delta/d0", "collection": "words", "embedding_count": 12, **said}]
+    with pytest.raises(ChunkRejected, match=f"chunk.content_differs: {message}"):
+        run(deltas, {deltas[0]["collection"]: deltas})
+    (event,) = stack.taken(NOTICES)
+    assert event["detail-type"] == "Chunk Rejected"
+    assert (event["detail"]["batch_id"], event["detail"]["chunk_index"]) == ("batch-1", 0)
+    assert objects("intermediate/") == set()
+
+
+@pytest.mark.slow
+def test_of_a_delta_that_several_collections_list_the_chunk_says_one_and_all_are_merged(
+    put_chunk: Callable[..., Deltas], stored: Stored, tmp_path: Path
+) -> None:
+    build_delta(tmp_path / "both", DeltaRecipe(embeddings=4, dimension=8, collections=2))
+    (entry,) = put_chunk([tmp_path / "both"])
+    answer = run([entry], {"words": [entry], "words-1": [{**entry, "collection": "words-1"}]})
+    assert answer["embeddings_processed"] == 8
+    assert {name: len(found["rows"]) for name, found in stored(KEY).items()} == {"words": 4, "words-1": 4}
+    with pytest.raises(ChunkRejected, match="the chunk says 8 embeddings in 'words'"):
+        run([{**entry, "embedding_count": 8}], {"words": [entry], "words-1": [entry]})
+
+
+@pytest.mark.slow
+def test_an_intermediate_is_as_its_deltas_are_with_no_index_and_nothing_that_held_it_back(
+    chunk: Deltas, bucket: str, tmp_path: Path
+) -> None:
+    run(chunk)
+    names = {
+        entry["Key"].removeprefix(KEY)
+        for entry in boto3.client("s3").list_objects_v2(Bucket=bucket, Prefix=KEY)["Contents"]
+    }
+    boto3.client("s3").download_file(bucket, f"{KEY}chroma.sqlite3", str(tmp_path / "one.sqlite3"))
+    with closing(sqlite3.connect(tmp_path / "one.sqlite3")) as database:
+        read = {
+            "indexed up to": "SELECT max(seq_id) FROM max_seq_id JOIN segments ON id = segment_id AND scope = 'VECTOR'",
+            "queued": "SELECT count(*) FROM embeddings_queue",
+            "purged": "SELECT json_extract(config_json_str, '$.automatically_purge') FROM embeddings_queue_config",
+        }
+        found = {name: database.execute(query).fetchone()[0] for name, query in read.items()}
+    assert names == {"chroma.sqlite3", MANIFEST}
+    assert found == {"indexed up to": None, "queued": 12 + 35 + 9, "purged": 1}
 
 
 def test_a_panic_of_chroma_fails_the_chunk_and_names_the_delta(

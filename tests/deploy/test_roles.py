@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 from botocore.client import BaseClient
+from click.testing import CliRunner
 
 from compaction import handler as compaction
 from local.rawcopy import copy
@@ -18,9 +19,11 @@ from local.roles import roles
 from local.shim import InvocationContext
 from local.stack import RESUBMIT, LocalStack, addresses
 from scanner import handler as scanner
+from scanner.cli import cli
 from scanner.gate import ChunkRejected
 from shared.delta import DATABASE
 from shared.upload import upload_delta
+from tests.states import made_machine, running_functions
 from validator import handler as validator
 from validator import resubmission
 
@@ -38,6 +41,7 @@ _NAMES = {
     "${ResubmitQueueName}": "batches",
     "${ResubmitQueue.Arn}": f"arn:aws:sqs:us-east-1:{_ACCOUNT}:resubmit",
     "${DeltasQueue.Arn}": f"arn:aws:sqs:us-east-1:{_ACCOUNT}:deltas",
+    "${ScannerLambdaFunction.Arn}": f"arn:aws:lambda:us-east-1:{_ACCOUNT}:function:scanner",
     "${ResubmitStateMachine}": f"arn:aws:states:us-east-1:{_ACCOUNT}:stateMachine:words",
     "event-bus/default": "event-bus/deltaguard",  # the local stack's
 }
@@ -57,7 +61,12 @@ _SELDOM = {
 
 def allowed(function: str) -> list[dict[str, Any]]:
     """The statements of a function's role, with the names of the local stack."""
-    role = json.loads(roles())["Resources"][f"{function.capitalize()}Role"]
+    return allowed_to(f"{function.capitalize()}Role")
+
+
+def allowed_to(name: str) -> list[dict[str, Any]]:
+    """The same of any role."""
+    role = json.loads(roles())["Resources"][name]
     statements = role["Properties"]["Policies"][0]["PolicyDocument"]["Statement"]
     return [_named(statement["Fn::If"][1] if "Fn::If" in statement else statement) for statement in statements]
 
@@ -97,6 +106,9 @@ def _rights(service: str, operation: str, parameters: dict[str, Any]) -> Iterato
     elif service == "events":
         bus = parameters["Entries"][0]["EventBusName"]
         yield f"events:{operation}", f"arn:aws:events:us-east-1:{_ACCOUNT}:event-bus/{bus}"
+    elif service == "lambda":
+        function = parameters["FunctionName"].rpartition(":")[2]
+        yield "lambda:InvokeFunction", f"arn:aws:lambda:us-east-1:{_ACCOUNT}:function:{function}"
     else:
         raise AssertionError(f"a request to {service}")
 
@@ -161,6 +173,14 @@ def run_scanner(stack: LocalStack, healthy: Path) -> None:
     put_corrupt(stack, healthy, "broken")
     request = {"targets": ["s3://deltas/words/"], "quarantine": True, "output": "s3://held/results/one.ndjson"}
     assert scanner.handler(request, InvocationContext())["summary"]["quarantined"] == 1
+    copy(healthy, "s3://deltas/words/delta/healthy/")
+    fleet = {"run": "weekly", "request": {"targets": ["s3://deltas/words/"]}}
+    planned = scanner.handler({"operation": "plan", **fleet}, InvocationContext())
+    began = "2026-11-25T03:00:00Z"
+    report = {"operation": "report", "batches": planned["batches"] + 1, "began": began, **fleet}
+    stack.s3.put_object(Bucket="held", Key="results/weekly/batches/0000001.ndjson", Body=b"")  # nobody judged it
+    scanner.handler({"operation": "judge", "batch": 0, **fleet}, InvocationContext())
+    scanner.handler(report, InvocationContext())
 
 
 def run_resubmission(stack: LocalStack, healthy: Path) -> None:
@@ -218,6 +238,30 @@ def test_a_role_allows_what_its_function_does_and_nothing_more(
         and not any(_covers({**statement, "Action": [action]}, *right) for right in used)
     }
     assert idle == set()
+
+
+def test_the_state_machine_is_allowed_what_it_does_and_what_aws_says_that_a_map_needs(
+    stack: LocalStack, healthy_delta: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    copy(healthy_delta, "s3://deltas/words/delta/one/")
+    used: Used = set()
+    call = BaseClient._make_api_call
+
+    def recording(client: BaseClient, operation: str, parameters: dict[str, Any]) -> Any:
+        if client._request_signer._credentials.access_key == "ak":  # moto's, in the name of the state machine
+            used.update(_rights(client.meta.service_model.service_name, operation, parameters))
+        return call(client, operation, parameters)
+
+    monkeypatch.setattr(BaseClient, "_make_api_call", recording)
+    with running_functions(stack.endpoint, monkeypatch):
+        monkeypatch.setenv("DELTAGUARD_SCAN_STATE_MACHINE", made_machine("held"))
+        assert CliRunner().invoke(cli, ["scan", "--remote", "s3://deltas/words/"]).exit_code == 0
+    statements = allowed_to("ScanMachineRole")
+    # Step Functions itself looks at nothing that is not there.
+    needed = {(action, resource) for action, resource in used if action != "s3:ListBucket"}
+    assert {right for right in needed if not any(_covers(s, *right) for s in statements)} == set()
+    idle = {s["Sid"] for s in statements if not any(_covers(s, *right) for right in needed)}
+    assert idle == {"StartChildren", "FollowChildren"}  # moto starts children by itself
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import subprocess
 import sys
@@ -11,9 +12,12 @@ from typing import Any
 
 import pytest
 
+from scanner.fleet import FleetRequest
 from shared.delta import DATABASE, MANIFEST
 from shared.notices import ChunkRejected, DeltaQuarantined, ResubmissionExhausted
 from shared.settings import VARIABLES
+from shared.verdict import Depth
+from tests.deploy.conftest import ROOT
 
 pytestmark = pytest.mark.slow
 
@@ -156,6 +160,33 @@ def test_logs_end_and_traces_are_taken(resources: Resources) -> None:
     assert all(properties["TracingConfig"] == {"Mode": "Active"} for properties in functions)
 
 
+def test_the_state_machine_that_scans_is_given_all_that_its_definition_leaves_open(resources: Resources) -> None:
+    machine = resources["ScanMachine"]["Properties"]
+    text = json.dumps(machine["Definition"])
+    assert set(re.findall(r"\$\{(\w+)\}", text)) == machine["DefinitionSubstitutions"].keys()
+    assert machine["Definition"] == json.loads((ROOT / "deploy/scan.asl.json").read_text())
+    assert machine["DefinitionSubstitutions"]["Scanner"] == {"Fn::GetAtt": ["ScannerLambdaFunction", "Arn"]}
+    assert machine["RoleArn"] == {"Fn::GetAtt": ["ScanMachineRole", "Arn"]}
+    name = machine["StateMachineName"]
+    role = json.dumps(resources["ScanMachineRole"])
+    assert f"stateMachine:{name}" in role
+    assert f"execution:{name}:*" in role
+
+
+def test_a_scan_by_schedule_asks_for_what_a_scan_can_be_asked_for(
+    template: dict[str, Any], resources: Resources
+) -> None:
+    assert template["Conditions"]["ScansBySchedule"] == {"Fn::Not": [{"Fn::Equals": [{"Ref": "ScanSchedule"}, ""]}]}
+    assert resources["ScanRule"]["Condition"] == resources["ScanScheduleRole"]["Condition"] == "ScansBySchedule"
+    (target,) = resources["ScanRule"]["Properties"]["Targets"]
+    assert target["Arn"] == {"Ref": "ScanMachine"}
+    request, _ = target["Input"]["Fn::Sub"]
+    for placeholder, value in {"Bucket": "deltas", "WatchedPrefix": "words/", "ScanDepth": "header"}.items():
+        request = request.replace(f"${{{placeholder}}}", value)
+    asked = FleetRequest.model_validate_json(request)
+    assert (asked.targets, asked.depth) == (("s3://deltas/words/",), Depth.HEADER)
+
+
 def test_a_person_is_told_of_what_matters(resources: Resources) -> None:
     rule = resources["NoticesRule"]["Properties"]
     told = {notice.detail_type for notice in (DeltaQuarantined, ChunkRejected, ResubmissionExhausted)}
@@ -166,7 +197,8 @@ def test_a_person_is_told_of_what_matters(resources: Resources) -> None:
 def test_every_function_has_a_role_of_its_own(resources: Resources) -> None:
     roles = [function(resources, name)["Role"] for name in FUNCTIONS]
     assert roles == [{"Fn::Sub": f"${{{name}Role.Arn}}"} for name in FUNCTIONS]
-    assert set(of_type(resources, "AWS::IAM::Role")) == {f"{name}Role" for name in FUNCTIONS}
+    others = {"ScanMachineRole", "ScanScheduleRole"}
+    assert set(of_type(resources, "AWS::IAM::Role")) == {f"{name}Role" for name in FUNCTIONS} | others
 
 
 def test_no_role_has_a_wildcard_for_an_action_or_for_resources_that_can_be_named(resources: Resources) -> None:

@@ -30,15 +30,6 @@ def run(monkeypatch: pytest.MonkeyPatch) -> Run:
     return run
 
 
-@pytest.fixture(autouse=True)
-def standard_output_again() -> Any:
-    """The command sends the logs of its process to standard error, which other tests read on standard output."""
-    from shared import telemetry
-
-    yield
-    telemetry._output.to_stderr = False
-
-
 def deltas(*keys: str) -> list[dict[str, Any]]:
     return [{"delta_key": key, "delta_id": key[-1], "embedding_count": 50, "collection": "words"} for key in keys]
 

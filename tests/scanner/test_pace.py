@@ -21,7 +21,7 @@ class Clock:
 
 @pytest.fixture(autouse=True)
 def short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "_PAUSES", (0.001, 0.002, 0.003))
+    monkeypatch.setattr(module, "PAUSES", (0.001, 0.002, 0.003))
 
 
 def test_throttling_halves_the_number_once_a_second_and_down_to_one() -> None:
@@ -86,7 +86,7 @@ def test_what_stays_throttled_is_told_in_the_end() -> None:
 
 
 def test_nobody_waits_for_a_run_that_has_ended(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "_PAUSES", (3600.0,))
+    monkeypatch.setattr(module, "PAUSES", (3600.0,))
     pace = Pace(4)
     pace.end()
     assert Patient(lambda _: "throttled", pace, lambda _: True)("delta") == "throttled"

@@ -12,10 +12,11 @@ from click.testing import CliRunner, Result
 from local.damage import apply_damage
 from local.deltas import read_delta
 from scanner.cli import cli
-from shared.delta import DeltaLocation
-from shared.judgement import judge_stored
+from shared.delta import MANIFEST, DeltaLocation
+from shared.judgement import judge_folder, judge_stored
 from shared.settings import Settings
 from shared.storage import Store
+from shared.upload import _manifest_of
 from shared.verdict import Depth, Status
 
 CopyOf = Callable[[Path], Path]
@@ -55,16 +56,21 @@ def test_a_whole_delta_is_written_and_the_report_says_what_was_used(
 
 
 @pytest.mark.slow
-def test_from_s3_to_s3_the_new_delta_has_a_manifest_and_is_healthy(
-    broken: Path, put_delta: PutDelta, store: Store
+def test_from_s3_to_s3_the_new_delta_has_a_manifest_of_the_same_batch_and_is_healthy(
+    broken: Path, flushed_delta: Path, put_delta: PutDelta, store: Store
 ) -> None:
+    manifest = _manifest_of(flushed_delta, judge_folder(flushed_delta, Depth.STRUCTURE, Settings()), "batch-7")
+    (broken / MANIFEST).write_bytes(manifest.as_bytes())
     source = put_delta(broken, "words/delta/broken")
-    result = run(source.uri, "s3://deltas/words/delta/salvaged")
-    assert result.exit_code == 0
+    result = run("--format", "json", source.uri, "s3://deltas/words/delta/salvaged")
+    assert (result.exit_code, json.loads(result.stdout)["batch_id"]) == (0, "batch-7")
+    assert "Validating uploaded delta" in result.stderr, "logs are no part of the answer"
     judgement = judge_stored(
         store, DeltaLocation.parse("s3://deltas/words/delta/salvaged"), Depth.STRUCTURE, Settings()
     )
     assert (judgement.verdict.status, judgement.checksums_proven) == (Status.HEALTHY, True)
+    assert judgement.manifest is not None
+    assert judgement.manifest.batch_id == "batch-7"
 
 
 @pytest.mark.slow

@@ -157,6 +157,7 @@ ELSEWHERE = {
     "check.descriptors": "shared/test_errors.py",
     "check.memory": "shared/inspection/test_chroma.py",
     "check.timeout": "shared/inspection/test_sqlite.py",
+    "check.batch_failed": "scanner/test_fleet.py",
     "check.cannot_open": "shared/inspection/test_sqlite.py",
     "check.probe_failed": "shared/inspection/test_chroma.py",
     "check.size_cap": "shared/test_judgement.py",

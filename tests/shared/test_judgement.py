@@ -343,7 +343,7 @@ def test_a_manifest_is_believed_in_a_local_folder_too(
 
 @pytest.mark.slow
 def test_each_step_of_a_check_can_be_traced(
-    store: Store, flushed_delta: Path, put_delta: PutDelta, settled: Settings
+    store: Store, healthy_delta: Path, put_delta: PutDelta, settled: Settings
 ) -> None:
     steps: list[str] = []
 
@@ -353,7 +353,7 @@ def test_each_step_of_a_check_can_be_traced(
         yield
         steps.append(f"{name} ends")
 
-    location = put_delta(flushed_delta, KEY)
+    location = put_delta(healthy_delta, KEY)
     judge_stored(store, location, Depth.OPEN, settled, step=step)
     assert steps == [
         "list begins",

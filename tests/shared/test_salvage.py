@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sqlite3
+import struct
 from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
@@ -27,11 +28,27 @@ CopyOf = Callable[[Path], Path]
 SETTINGS = Settings(probe_timeout_seconds=300)
 
 
+def fill_unused(folder: Path, record: Callable[[int], bytes]) -> None:
+    """Fills the records behind the last one of each index, which hold whatever was in Chroma's memory.
+
+    Args:
+        folder: The delta.
+        record: What to write into each, given the size of a record.
+    """
+    for data in folder.glob("*/data_level0.bin"):
+        count, size = struct.unpack_from("<QQ", (data.parent / "header.bin").read_bytes(), 20)
+        content = data.read_bytes()
+        unused = len(content) // size - count
+        assert unused > 0
+        data.write_bytes(content[: count * size] + record(size) * unused)
+
+
 @pytest.fixture(scope="module")
 def flushed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """70 embeddings, of which the first 60 are in an index."""
     folder = tmp_path_factory.mktemp("salvage") / "flushed"
     build_delta(folder, DeltaRecipe(embeddings=70, dimension=8, sync_threshold=20, batch=20))
+    fill_unused(folder, bytes)
     return folder
 
 
@@ -39,6 +56,7 @@ def flushed(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def two_flushed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("salvage") / "two"
     build_delta(folder, DeltaRecipe(embeddings=70, dimension=8, sync_threshold=20, batch=20, collections=2))
+    fill_unused(folder, bytes)
     return folder
 
 
@@ -161,6 +179,19 @@ def test_a_file_that_holds_vectors_and_is_damaged_proves_none_of_them(
     ((name, count, lost, why),) = proven(folder)
     assert (name, count, lost) == ("words", 11, 59)  # the queue keeps the last vector that was flushed
     assert "data_level0.bin" in why
+
+
+def test_a_lost_header_is_not_worked_out_where_unused_records_look_like_used_ones(
+    copy_of: CopyOf, flushed: Path
+) -> None:
+    folder = copy_of(flushed)
+    (data,) = folder.glob("*/data_level0.bin")
+    fill_unused(folder, lambda size: data.read_bytes()[:size])
+    assert proven(folder) == [("words", 70, 0, "")], "with its header, nobody reads them"
+    apply_damage("header-missing", folder)
+    ((_, count, lost, why),) = proven(folder)
+    assert (count, lost) == (11, 59)
+    assert "the labels do not tell how many records there are" in why
 
 
 def test_an_id_map_is_rebuilt_only_where_the_order_of_rows_tells_it(copy_of: CopyOf, flushed: Path) -> None:

@@ -213,8 +213,9 @@ def test_two_accidents_of_different_kinds_prove_nothing(healthy_delta: Path, pro
 
 @pytest.mark.slow
 def test_a_child_that_keeps_the_processor_busy_twice_hangs_because_of_the_delta(
-    healthy_delta: Path, tmp_path: Path, program: Program
+    healthy_delta: Path, tmp_path: Path, program: Program, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(chroma, "_BUSY_SHARE", 0.05)  # other tests want the processor, too
     program("while True: pass")
     ((finding,), _) = probe(healthy_delta, (), 1)
     assert finding.code == "chroma.hung"

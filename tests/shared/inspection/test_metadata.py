@@ -98,6 +98,19 @@ def test_the_rows_of_a_healthy_delta_hold_all_that_was_queued(delta: Path, count
     assert missing(delta, metadata_of(delta, count)) == []
 
 
+@pytest.mark.parametrize(("first", "last"), [("item-0-0", "item-0-49"), ("item-0-7", "item-0-45")])
+def test_many_rows_are_compared_some_at_a_time(
+    delta: Path, first: str, last: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("shared.inspection.metadata._MOST_ROWS", 7)
+    metadata = metadata_of(delta)
+    assert missing(delta, metadata) == []
+    for id_ in (first, last):
+        row = f"(SELECT id FROM embeddings WHERE embedding_id = '{id_}')"
+        changed(delta, f"DELETE FROM embedding_metadata WHERE id = {row} AND key = 'position'")
+    assert missing(delta, metadata) == [(first, "position"), (last, "position")]
+
+
 @pytest.mark.parametrize("count", [1, 50])
 @pytest.mark.parametrize(
     ("change", "key"),
