@@ -29,6 +29,7 @@ ALARMS = {
     "Undetermined",
     "DeltasDead",
     "ResubmitDead",
+    "ScanFailing",
     "ChunkRejected",
     "ResubmissionExhausted",
     "FunctionsFailing",
@@ -115,6 +116,11 @@ def test_every_alarm_watches_a_metric_that_a_function_or_aws_sends(
             elif metric["Namespace"] == "AWS/SQS":
                 queue, attribute = dimensions["QueueName"]["Fn::GetAtt"]
                 assert (resources[queue]["Type"], attribute) == ("AWS::SQS::Queue", "QueueName")
+            elif (
+                metric["Namespace"] == "AWS/States"
+            ):  # https://docs.aws.amazon.com/step-functions/latest/dg/procedure-cw-metrics.html
+                assert metric["MetricName"] in ("ExecutionsFailed", "ExecutionsTimedOut")
+                assert resources[dimensions["StateMachineArn"]["Ref"]]["Type"] == "AWS::StepFunctions::StateMachine"
             else:
                 assert (metric["Namespace"], metric["MetricName"]) == ("AWS/Lambda", "Errors")
                 assert resources[dimensions["FunctionName"]["Ref"]]["Type"] == "AWS::Lambda::Function"
