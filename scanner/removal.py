@@ -72,7 +72,8 @@ class Quarantine:
             return False
         left = f"; left there, since they are newer: {', '.join(done.left)}" if done.left else ""
         self._say(f"moved {location.uri} to {done.place.uri}{left}")
-        self._tell(store, location)
+        if self._settings.event_bus or self._settings.resubmit_queue_url:
+            self._tell(store, location)
         return True
 
     def _tell(self, store: Store, location: DeltaLocation) -> None:

@@ -141,11 +141,12 @@ def quarantine(store: Store, location: DeltaLocation, judgement: Judgement, sett
     state = _state_for(store, location, listing, settings)
     try:
         files = tuple(_secure(store, location, state, file) for file in listing.files)
-    except ObjectGone:
+    except (ObjectGone, ObjectChanged):
         state = _state_for(store, location, listing, settings)
         if state.record is None:
             raise
         # A parallel run recorded the delta and deletes it; its record stands for all that this one wanted to copy.
+        # Something newer may lie there already: it is left alone below.
         files = state.record.files
     record = state.record or _write_record(store, location, state.place, judgement, files)
     if state.record is not None:

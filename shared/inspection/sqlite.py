@@ -24,6 +24,7 @@ HEADER_BYTES = 100
 _MAGIC = b"SQLite format 3\x00"
 _PROBLEMS_SHOWN = 5
 _LONGEST_SHOWN = 300
+_LONGEST_NUMBER = 30  # of a row, which a damaged schema lets be any text
 _NOT_DECODED = "Could not decode to UTF-8"  # Python's own words, with no code of SQLite's
 _LONGEST_VALUE = 256 * 1024 * 1024  # bytes of one text or blob; Chroma's longest is a document
 _MAPPED = 256 * 1024 * 1024  # bytes of a database that are mapped; what lies beyond is read
@@ -222,7 +223,7 @@ def inspect_fulltext(connection: sqlite3.Connection) -> list[Finding]:
     if wrong:
         detail = (
             f"of the documents in embedding_metadata {missing} are missing from the full-text table and "
-            f"{wrong - missing} differ there, the first of row {first}"
+            f"{wrong - missing} differ there, the first of row {printable(str(first), _LONGEST_NUMBER)}"
         )
         return [Finding("sqlite.fulltext_unusable", DATABASE, detail)]
     return []

@@ -26,7 +26,7 @@ from shared.inspection.sqlite import (
     what_is_readable,
 )
 from shared.verdict import Finding, Status, status_of
-from tests.shared.inspection.databases import asked, changed
+from tests.shared.inspection.databases import asked, changed, untyped
 
 
 @pytest.fixture
@@ -239,6 +239,14 @@ def test_a_full_text_table_that_cannot_answer_is_unusable(delta: Path, statement
     # Defensive mode is off in Python's sqlite3, so the shadow tables can be written.
     (finding,) = fulltext_of(changed(delta, statement))
     assert finding.code == "sqlite.fulltext_unusable"
+
+
+def test_a_row_number_that_is_a_long_text_does_not_fill_the_report(delta: Path) -> None:
+    untyped(delta, "embedding_metadata")
+    changed(delta, "UPDATE embedding_metadata SET id = hex(zeroblob(100000)) WHERE key = 'chroma:document'")
+    (finding,) = fulltext_of(delta)
+    assert finding.code == "sqlite.fulltext_unusable"
+    assert len(finding.detail) < 200
 
 
 @pytest.mark.parametrize(
