@@ -56,7 +56,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the stack until it is interrupted. Returns the exit status: 0 after Ctrl-C, 1 when it failed."""
     options = _parser().parse_args(arguments)
     stop = threading.Event()
-    for number in (signal.SIGINT, signal.SIGTERM):
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):  # Ctrl-C, a kill, a terminal that was closed
         signal.signal(number, lambda *_: stop.set())
     try:
         with offline(options.port, options.hidden_seconds, options.settle_seconds) as running:
