@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from compaction import places
-from compaction.merge import Plan, Source, merge
+from compaction.merge import Merged, Plan, Source, merge
 from shared.chunk import Chunk
 from shared.delta import printable
 from shared.errors import TargetError
@@ -36,11 +36,7 @@ def process(
         raise TargetError(f"chunk {chunk_index} of batch {batch_id} has no deltas: there is nothing to merge")
     plan = _plan(chunk, _grouped(deltas_by_collection), bucket, batch_id, chunk_index)
     merged = merge(store or current_store(), plan, places.chunk(bucket, batch_id, chunk_index), settings)
-    return {
-        "intermediate_key": merged.location.prefix,
-        "embeddings_processed": merged.embeddings,
-        "processing_time": round(time.perf_counter() - started, 3),
-    }
+    return _answer(merged, started)
 
 
 def merge_group(
@@ -75,6 +71,10 @@ def merge_group(
     sources = intermediates(intermediate_keys, bucket, batch_id)
     plan = Plan(sources, batch_id, None, {"batch_id": batch_id, "group_index": group_index})
     merged = merge(store or current_store(), plan, places.group(bucket, batch_id, group_index), settings)
+    return _answer(merged, started)
+
+
+def _answer(merged: Merged, started: float) -> dict[str, Any]:
     return {
         "intermediate_key": merged.location.prefix,
         "embeddings_processed": merged.embeddings,

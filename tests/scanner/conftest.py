@@ -25,15 +25,6 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         metafunc.parametrize("aws", only or servers, indirect=True)
 
 
-@pytest.fixture(autouse=True)
-def standard_output_again() -> Iterator[None]:
-    """Commands send the logs of their process to standard error, which other tests read on standard output."""
-    from shared import telemetry
-
-    yield
-    telemetry._output.to_stderr = False
-
-
 @pytest.fixture(scope="session")
 def rclone_server() -> Iterator[tuple[str, Path]]:
     """The URL of the server, and the folder that holds its buckets."""
