@@ -44,7 +44,7 @@ _MERGE = """
 import json, sys, tempfile, time
 from pathlib import Path
 import boto3, chromadb
-from bench.tether import tether
+from local.tether import tether
 tether(int(sys.argv[1]))
 bucket = sys.argv[2]
 s3 = boto3.client("s3")

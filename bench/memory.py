@@ -29,7 +29,7 @@ _ROOT = Path(__file__).resolve().parent.parent
 _JUDGE = """
 import json, sys
 from pathlib import Path
-from bench.tether import tether
+from local.tether import tether
 from shared.judgement import judge_folder
 from shared.settings import Settings
 from shared.verdict import Depth

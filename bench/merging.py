@@ -50,7 +50,7 @@ _ROOT = Path(__file__).resolve().parent.parent
 _MERGE = """
 import contextlib, io, json, sys
 from pathlib import Path
-from bench.tether import tether
+from local.tether import tether
 from compaction.chunk import process
 tether(int(sys.argv[1]))
 deltas = [{"delta_key": key, "collection": "words"} for key in sys.argv[3:]]

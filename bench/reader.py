@@ -13,7 +13,7 @@ import sys
 import time
 from pathlib import Path
 
-from bench.tether import tether
+from local.tether import tether
 
 
 def main() -> None:

@@ -12,7 +12,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from bench.tether import tether
+from local.tether import tether
 
 
 def main() -> None:

@@ -22,7 +22,7 @@ _ROOT = Path(__file__).resolve().parent.parent
 _BUILD = """
 import json, sys
 from pathlib import Path
-from bench.tether import tether
+from local.tether import tether
 from local.deltas import DeltaRecipe, build_delta
 tether(int(sys.argv[1]))
 build_delta(Path(sys.argv[2]), DeltaRecipe(**json.loads(sys.argv[3])))

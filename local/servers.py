@@ -17,12 +17,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 _START_SECONDS = 60.0
-# The server is killed as soon as the process that started it ends, however that ends: prctl(PR_SET_PDEATHSIG, SIGKILL).
+_ROOT = Path(__file__).resolve().parent.parent
 _TETHERED = """
-import ctypes, os, sys
-ctypes.CDLL(None).prctl(1, 9)
-if os.getppid() == int(sys.argv[1]):
-    os.execv(sys.argv[2], sys.argv[2:])
+import os, sys
+from local.tether import tether
+tether(int(sys.argv[1]))
+os.execv(sys.argv[2], sys.argv[2:])
 """
 
 
@@ -73,6 +73,7 @@ def _served(command: Sequence[str], port: int) -> Iterator[Server]:
     tethered = [sys.executable, "-c", _TETHERED, str(os.getpid()), *command]
     with subprocess.Popen(  # noqa: S603 - ours
         tethered,
+        cwd=_ROOT,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
         start_new_session=True,  # Ctrl-C is the user's word to this process

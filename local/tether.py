@@ -1,4 +1,4 @@
-"""A child's tether to the process that measures it: an interrupt between its start and the wait for it orphans none."""
+"""A child's tether to the process that started it: an interrupt between its start and the wait for it orphans none."""
 
 from __future__ import annotations
 
