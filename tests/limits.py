@@ -26,6 +26,7 @@ from local.stack import InvocationContext
 from validator.handler import handler
 
 ROOT = Path(__file__).parent.parent
+PROGRAM = b"inspection/probe.py"
 
 
 def under(fault: str, warm: dict[str, Any], event: dict[str, Any], **environment: str) -> list[dict[str, Any]]:
@@ -66,16 +67,21 @@ def _disk() -> Iterator[Any]:
 
 @contextmanager
 def _signalled(number: int) -> Iterator[None]:
-    """Every child of this process, and each of theirs, is sent a signal as soon as it is there."""
+    """Every process of the pool of probes, and each of their forks, is sent a signal as soon as it is there.
+
+    Not before it has become one: whoever starts a process waits for that without end, so that a stop between fork and
+    exec, which nothing but this test could do, would hold up the handler itself.
+    """
     ended = threading.Event()
+    signalled: set[int] = set()
 
     def send() -> None:
         while not ended.is_set():
             for pid in _descendants(os.getpid()):
-                try:
-                    os.kill(pid, number)
-                except ProcessLookupError:
-                    continue
+                with suppress(ProcessLookupError, FileNotFoundError):
+                    if PROGRAM in Path(f"/proc/{pid}/cmdline").read_bytes():
+                        os.kill(pid, number)
+                        signalled.add(pid)
             time.sleep(0.005)
 
     thread = threading.Thread(target=send)
@@ -85,8 +91,8 @@ def _signalled(number: int) -> Iterator[None]:
     finally:
         ended.set()
         thread.join()
-        for pid in _descendants(os.getpid()):
-            with suppress(ProcessLookupError):  # it was ended while it was stopped
+        for pid in signalled:  # also those that have lost their parent
+            with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGCONT)
 
 

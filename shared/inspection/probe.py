@@ -41,10 +41,11 @@ def main() -> int:
     _say(answers, {"ready": True})
     for line in sys.stdin.buffer:
         request = json.loads(line)
+        forker = os.getpid()
         child = os.fork()
         if child == 0:
             os.close(answers.fileno())
-            _probe(request["folder"], request["scratch"])
+            _probe(request["folder"], request["scratch"], forker)
         _say(answers, _await(child, request["seconds"]))
     return 0
 
@@ -73,13 +74,12 @@ def _await(child: int, seconds: float) -> dict[str, Any]:
     return {"status": status, "busy": usage.ru_utime + usage.ru_stime, "hung": hung}
 
 
-def _probe(folder: str, scratch: str) -> None:
+def _probe(folder: str, scratch: str, forker: int) -> None:
     """The fork: reads one delta, writes the answer, and ends without a return."""
     try:
-        parent = os.getppid()
         os.setsid()
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-        if os.getppid() != parent:  # it died before the line above
+        if os.getppid() != forker:  # it died before the line above
             os._exit(1)
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
         resource.setrlimit(resource.RLIMIT_FSIZE, (_MAX_FILE_BYTES, _MAX_FILE_BYTES))
