@@ -63,9 +63,13 @@ def deliver(sqs: SQSClient, queue: Queue, invoke: Invoke, wait_seconds: int = 0)
         return None
     answer = invoke({"Records": [_record(message, queue.arn) for message in received]})
     failed = failed_messages(answer, {message["MessageId"] for message in received})
-    for message in received:
-        if message["MessageId"] not in failed:
-            sqs.delete_message(QueueUrl=queue.url, ReceiptHandle=message["ReceiptHandle"])
+    done: list[Any] = [
+        {"Id": str(number), "ReceiptHandle": message["ReceiptHandle"]}
+        for number, message in enumerate(received)
+        if message["MessageId"] not in failed
+    ]
+    if done:
+        sqs.delete_message_batch(QueueUrl=queue.url, Entries=done)
     return Delivery(len(received), len(failed))
 
 
