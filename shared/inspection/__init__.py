@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from shared.delta import DATABASE, JOURNALS, Listing
 from shared.errors import CouldNotCheck, faults_explained
 from shared.inspection import chroma, header, hnsw, layout, records, sqlite
+from shared.inspection.integrity import integrity_checked
 from shared.inspection.metadata import inspect_values
 from shared.inspection.records import Contents
 from shared.inspection.schema import Schema, inspect_schema, read_schema
@@ -136,28 +137,47 @@ def _structure(listing: Listing, folder: Path, examination: Examination, *, priv
 def _look(
     listing: Listing, folder: Path, *, lenient: bool, private: bool
 ) -> tuple[list[Finding], tuple[Contents, ...]]:
-    with sqlite.opened(folder / DATABASE, _SQL_SECONDS, lenient=lenient, private=private) as connection:
+    opened = partial(sqlite.opened, folder / DATABASE, _SQL_SECONDS, lenient=lenient, private=private)
+    with opened() as connection:
         # The schema comes first, since an integrity check evaluates its expressions.
         schema, observed = read_schema(connection)
-        for check in (sqlite.inspect_integrity, partial(inspect_schema, schema=schema)):
-            if status_of(observed) is Status.HEALTHY:
-                observed += check(connection)
         if status_of(observed) is not Status.HEALTHY:
             return observed + _left(connection, schema, observed), ()
-        if schema.searches_fulltext:
-            observed += sqlite.inspect_fulltext(connection)
-        collections, found = read_collections(connection, schema)
+        with integrity_checked(opened(), connection, _SQL_SECONDS) as integrity:
+            try:
+                found, contents = _look_inside(connection, schema, listing, folder)
+            except Exception:
+                # In a damaged database anything may come up, and nothing more is to be learnt from it.
+                if not integrity.findings():
+                    raise
+            damage = integrity.findings()
+    if damage:
+        with opened() as connection:
+            return observed + damage + _left(connection, schema, damage), ()
+    return observed + found, contents
+
+
+def _look_inside(
+    connection: sqlite3.Connection, schema: Schema, listing: Listing, folder: Path
+) -> tuple[list[Finding], tuple[Contents, ...]]:
+    """What Chroma stored in a database that is sound as far as SQLite goes, and in the indexes beside it."""
+    observed = inspect_schema(connection, schema)
+    if status_of(observed) is not Status.HEALTHY:
+        return observed + _left(connection, schema, observed), ()
+    if schema.searches_fulltext:
+        observed += sqlite.inspect_fulltext(connection)
+    collections, found = read_collections(connection, schema)
+    observed += found
+    observed += _left(connection, schema, found)
+    segments = layout.segments_in(listing)
+    in_index = any(flushed(collection, segments) for collection in collections)
+    observed += inspect_values(connection, schema, of_embeddings=in_index)
+    damaged = status_of(observed) is Status.CORRUPT
+    all_contents = []
+    for collection in collections:
+        contents, found = _collection(connection, schema, collection, segments, folder, damaged=damaged)
+        all_contents.append(contents)
         observed += found
-        observed += _left(connection, schema, found)
-        segments = layout.segments_in(listing)
-        in_index = any(flushed(collection, segments) for collection in collections)
-        observed += inspect_values(connection, schema, of_embeddings=in_index)
-        damaged = status_of(observed) is Status.CORRUPT
-        all_contents = []
-        for collection in collections:
-            contents, found = _collection(connection, schema, collection, segments, folder, damaged=damaged)
-            all_contents.append(contents)
-            observed += found
     known = {collection.vector_segment for collection in collections}
     for segment in segments.keys() - known:
         observed.append(Finding("layout.segment_unreferenced", segment, "no collection refers to this folder"))

@@ -28,7 +28,7 @@ _LONGEST_NUMBER = 30  # of a row, which a damaged schema lets be any text
 _NOT_DECODED = "Could not decode to UTF-8"  # Python's own words, with no code of SQLite's
 _LONGEST_VALUE = 256 * 1024 * 1024  # bytes of one text or blob; Chroma's longest is a document
 _MAPPED = 256 * 1024 * 1024  # bytes of a database that are mapped; what lies beyond is read
-_CACHED_KIB = 16 * 1024  # of pages: most deltas' whole database, which is then read once for all that is asked of it
+_CACHED_KIB = 512  # of pages: nearly all are looked at once, and memory that is used again is faster than new memory
 _PROGRESS_STEPS = 20_000  # virtual machine steps between two looks at the clock, some milliseconds
 
 _CORRUPT = {sqlite3.SQLITE_CORRUPT: "sqlite.malformed", sqlite3.SQLITE_NOTADB: "sqlite.not_a_database"}

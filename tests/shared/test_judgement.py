@@ -201,7 +201,7 @@ def test_a_downloaded_delta_is_mapped_into_memory_and_a_local_one_is_not(
     monkeypatch.setattr(sqlite, "opened", spied)
     judge_stored(store, put_delta(flushed_delta, KEY), Depth.STRUCTURE, settled)
     judge_folder(flushed_delta, Depth.STRUCTURE, settled)
-    assert mapped == [True, False]
+    assert mapped == [True, True, False, False], "each twice: for the integrity check, and for all else"
 
 
 def test_a_delta_of_many_defects_has_a_short_verdict(flushed_delta: Path, copy_of: CopyOf, settled: Settings) -> None:

@@ -1,0 +1,86 @@
+"""SQLite's integrity check in a thread of its own, beside all else that is asked of the same database.
+
+It takes a third of the time of a look at a delta and nearly always finds nothing, so nobody waits for it: what is read
+in the meantime counts for nothing if it finds damage. SQLite works without the interpreter's lock, so another processor
+can do it; and since a thread may wait milliseconds for that lock, this one takes it only at its begin and its end.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+import time
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
+from threading import Thread
+
+from shared.inspection.sqlite import inspect_integrity
+from shared.verdict import Finding
+
+_AGAIN_SECONDS = 0.01
+
+
+class IntegrityCheck:
+    """An integrity check that has begun (see `integrity_checked`)."""
+
+    def __init__(self, own: sqlite3.Connection, beside: sqlite3.Connection, seconds: float) -> None:
+        self._own, self._beside = own, beside
+        self._deadline = time.monotonic() + seconds
+        self._findings: list[Finding] = []
+        self._error: BaseException | None = None
+        self._thread = Thread(target=self._run, name="integrity check")
+        try:
+            self._thread.start()
+        except RuntimeError:  # the machine runs short of threads, or the interpreter is ending
+            self._findings = inspect_integrity(beside)
+
+    def findings(self) -> list[Finding]:
+        """Waits for its end and returns what it found.
+
+        Raises:
+            CouldNotCheck: It could not be carried through, or not in time.
+            NotUtf8: See `sqlite.explained`.
+        """
+        if self._thread.is_alive():
+            self._thread.join(max(0.0, self._deadline - time.monotonic()))
+        self.end()
+        if self._error is not None:
+            raise self._error
+        return self._findings
+
+    def end(self) -> None:
+        """Ends it where it still runs."""
+        while self._thread.is_alive():
+            self._own.interrupt()  # which does nothing to a statement that has not begun yet
+            self._thread.join(_AGAIN_SECONDS)
+
+    def _run(self) -> None:
+        try:
+            self._findings = inspect_integrity(self._own)
+        except BaseException as error:  # noqa: BLE001 -- it is raised where the findings are asked for
+            self._error = error
+        if self._findings or self._error is not None:
+            self._beside.interrupt()
+
+
+@contextmanager
+def integrity_checked(
+    opened: AbstractContextManager[sqlite3.Connection], beside: sqlite3.Connection, seconds: float
+) -> Iterator[IntegrityCheck]:
+    """Checks the integrity of a database while the block reads in it.
+
+    Args:
+        opened: The database, opened once more: a connection serves one statement at a time.
+        beside: The connection that the block uses. Its statement is interrupted once damage is proven or the check has
+            failed, since what it reads is of no use then.
+        seconds: After what time the check is given up.
+
+    Raises:
+        CouldNotCheck: The database could not be opened again.
+    """
+    with opened as own:
+        own.set_progress_handler(None, 0)  # it would take the interpreter's lock; `findings` minds the time
+        check = IntegrityCheck(own, beside, seconds)
+        try:
+            yield check
+        finally:
+            check.end()
