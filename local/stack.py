@@ -109,16 +109,18 @@ class LocalStack:
             self._sqs.delete_message(QueueUrl=self._url(queue), ReceiptHandle=message["ReceiptHandle"])
 
     def _depth(self, queue: str) -> int:
-        # A message that comes into view between the two counts of one answer is in neither of them. Not twice running.
-        return max(self._counted(queue) for _ in range(2))
-
-    def _counted(self, queue: str) -> int:
-        names = ["ApproximateNumberOfMessages", "ApproximateNumberOfMessagesNotVisible"]
-        answer = self._sqs.get_queue_attributes(QueueUrl=self._url(queue), AttributeNames=names)  # type: ignore[arg-type]
-        return sum(int(value) for value in answer["Attributes"].values())
+        return messages_in(self._sqs, self._url(queue))
 
     def _url(self, queue: str) -> str:
         return _queue_url(self.endpoint, queue)
+
+
+def messages_in(sqs: SQSClient, url: str) -> int:
+    """How many messages are in a queue, hidden ones included."""
+    names: Any = ["ApproximateNumberOfMessages", "ApproximateNumberOfMessagesNotVisible"]
+    answers = [sqs.get_queue_attributes(QueueUrl=url, AttributeNames=names)["Attributes"] for _ in range(2)]
+    # A message that comes into view between the two counts of one answer is in neither of them. Not twice running.
+    return max(sum(map(int, answer.values())) for answer in answers)
 
 
 @contextmanager

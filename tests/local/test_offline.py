@@ -13,7 +13,6 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import boto3
 import pytest
@@ -22,7 +21,7 @@ from boto3.s3.transfer import TransferConfig
 from local.damage import apply_damage
 from local.deltas import DeltaRecipe, build_delta
 from local.rawcopy import copy
-from local.stack import REACHED
+from local.stack import REACHED, messages_in
 from shared.delta import DATABASE
 from shared.upload import upload_delta
 from tests.conftest import CopyOf
@@ -103,10 +102,8 @@ def status(prefix: str) -> str | None:
 
 
 def waiting(queue: str) -> int:
-    names: Any = ["ApproximateNumberOfMessages", "ApproximateNumberOfMessagesNotVisible"]
-    url = boto3.client("sqs").get_queue_url(QueueName=queue)["QueueUrl"]
-    answer = boto3.client("sqs").get_queue_attributes(QueueUrl=url, AttributeNames=names)
-    return sum(int(value) for value in answer["Attributes"].values())
+    sqs = boto3.client("sqs")
+    return messages_in(sqs, sqs.get_queue_url(QueueName=queue)["QueueUrl"])
 
 
 def living_below(folder: Path) -> list[str]:
