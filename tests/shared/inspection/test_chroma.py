@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import json
 import os
 import select
@@ -371,6 +372,24 @@ def test_a_child_gets_a_copy_of_chroma_s_files_and_of_nothing_else(
     assert sorted(names) == [file.name for file in list_folder(healthy_delta).files]
 
 
+def test_a_hole_of_a_file_costs_the_scratch_disk_nothing(healthy_delta: Path, tmp_path: Path, program: Program) -> None:
+    delta = Path(shutil.copytree(healthy_delta, tmp_path / "copy"))
+    size = (delta / DATABASE).stat().st_size
+    with (delta / DATABASE).open("r+b") as database:
+        database.seek(2**30)
+        database.write(b"the last page")
+        database.truncate(2**31)
+    program("import hashlib; path = Path(sys.argv[1]) / 'chroma.sqlite3'; file = path.open('rb')\n"
+            f"head = hashlib.sha256(file.read({size})).hexdigest(); file.seek(2**30); tail = file.read(13).decode()\n"
+            "seen = [path.stat().st_size, path.stat().st_blocks * 512, head, tail]\n"
+            "(here / 'seen').write_text(json.dumps(seen)); print(json.dumps(healthy))")  # fmt: skip
+    probe(delta, (), 30)
+    length, taken, head, tail = json.loads((tmp_path / "seen").read_text())
+    assert (length, tail) == (2**31, "the last page")
+    assert head == hashlib.sha256((healthy_delta / DATABASE).read_bytes()).hexdigest()
+    assert taken < size + 2**20
+
+
 def test_every_attempt_gets_a_fresh_copy(healthy_delta: Path, tmp_path: Path, program: Program) -> None:
     program("seen = Path(sys.argv[1]) / 'seen'\n"
             "with (here / 'copies').open('a') as copies: print(seen.exists(), file=copies)\n"
@@ -412,7 +431,7 @@ def test_the_memory_of_this_machine_is_a_plausible_number() -> None:
     [
         ("shared.inspection.pool.subprocess.Popen", errno.EMFILE, "check.descriptors"),
         ("shared.inspection.pool.subprocess.Popen", errno.ENOMEM, "check.memory"),
-        ("shared.inspection.chroma.shutil.copyfile", errno.ENOSPC, "check.disk_full"),
+        ("shared.inspection.chroma._copy_file", errno.ENOSPC, "check.disk_full"),
         ("shared.inspection.chroma.Path.open", errno.ENOSPC, "check.disk_full"),
         ("shared.inspection.chroma.Path.open", errno.EMFILE, "check.descriptors"),
     ],
