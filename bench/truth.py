@@ -18,6 +18,7 @@ import numpy as np
 
 from bench.children import Emit, Ended, forked, in_folder
 from local.deltas import CollectionContent, DeltaContent
+from shared.inspection.probe import opened
 
 _OPENS = 2
 _NEAREST = 10
@@ -102,11 +103,8 @@ def _differences(
     folder: Path, content: DeltaContent, cosine: bool, emit: Emit, *, count_first: bool
 ) -> tuple[list[str], list[str]]:
     """What Chroma gives back otherwise than it was stored: what is lost, and which values are others."""
-    import chromadb  # noqa: PLC0415 -- imported by the parent already
-    from chromadb.config import Settings  # noqa: PLC0415
-
     emit("open")
-    client = chromadb.PersistentClient(path=folder, settings=Settings(anonymized_telemetry=False))
+    client = opened(str(folder))
     emit("list")
     collections = {collection.name: collection for collection in client.list_collections()}
     if count_first:

@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shared.delta import DATABASE, JOURNALS
+from shared.inspection.probe import opened
 
 Metadata = Mapping[str, Any]
 
@@ -154,7 +155,7 @@ def read_delta(directory: Path) -> DeltaContent:
     with tempfile.TemporaryDirectory(prefix="delta-read-") as scratch:
         copy = Path(scratch) / "delta"
         shutil.copytree(directory, copy)
-        with _client(copy) as client:
+        with opened(str(copy)) as client:
             contents = [_read(collection) for collection in client.list_collections()]
     return DeltaContent(tuple(sorted(contents, key=lambda content: content.name)))
 

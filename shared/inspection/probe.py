@@ -114,11 +114,10 @@ def read(folder: str, answer: dict[str, Any]) -> None:
     """
     import chromadb
     import numpy as np
-    from chromadb.config import Settings
 
     answer["chromadb"] = chromadb.__version__
     answer["stage"] = "open"
-    client = chromadb.PersistentClient(folder, settings=Settings(anonymized_telemetry=False))
+    client = opened(folder)
     answer["stage"] = "list"
     for listed in client.list_collections():
         answer["stage"] = f"count of {listed.name!r}"
@@ -136,6 +135,36 @@ def read(folder: str, answer: dict[str, Any]) -> None:
         answer["collections"].append(
             {"name": listed.name, "count": count, "ids": len(ids), "digest": digest.hexdigest()}
         )
+
+
+def opened(folder: str) -> Any:
+    """A client of Chroma on the delta in `folder`, which is written to.
+
+    Where opening changed the tables, an older version had written them, and the client is opened once more. Chroma has
+    several connections to a database, and one that was there before the change may take the old columns for those of
+    today: every hundredth client of a busy machine then dies of a healthy delta (`ColumnNotFound("bool_value")`, or
+    `Error sending backfill request`; measured, chromadb 1.5.9 on deltas of 0.4).
+
+    Raises:
+        BaseException: Whatever Chroma raises.
+    """
+    import chromadb
+    from chromadb.config import Settings
+
+    settings = Settings(anonymized_telemetry=False)
+    before = _schema_cookie(folder)
+    client = chromadb.PersistentClient(folder, settings=settings)
+    if _schema_cookie(folder) != before:
+        client.close()
+        client = chromadb.PersistentClient(folder, settings=settings)
+    return client
+
+
+def _schema_cookie(folder: str) -> bytes:
+    """The number that changes with every change of a table (section 1.3.9 of SQLite's file format)."""
+    with suppress(FileNotFoundError), open(os.path.join(folder, "chroma.sqlite3"), "rb") as database:  # noqa: PTH118, PTH123
+        return database.read(44)[40:]
+    return b""
 
 
 def _get_all(collection: Any, count: int, np: Any) -> tuple[set[str], Any, str | None]:

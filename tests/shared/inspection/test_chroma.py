@@ -19,7 +19,9 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
+import chromadb
 import pytest
 
 from shared.delta import DATABASE
@@ -29,10 +31,12 @@ from shared.inspection import chroma, pool, records, sqlite
 from shared.inspection.chroma import probe
 from shared.inspection.idmap import parse
 from shared.inspection.pool import Pool
+from shared.inspection.probe import opened
 from shared.inspection.records import Contents
 from shared.inspection.schema import read_schema
 from shared.inspection.sysdb import read_collections
 from shared.verdict import CollectionCount, Finding
+from tests.samples import SAMPLES
 
 Program = Callable[[str], None]
 HEALTHY = {"stage": "done", "chromadb": "9.9", "collections": []}
@@ -396,6 +400,27 @@ def test_every_attempt_gets_a_fresh_copy(healthy_delta: Path, tmp_path: Path, pr
             "seen.touch()\ndie(signal.SIGSEGV)")  # fmt: skip
     probe(healthy_delta, (), 30)
     assert (tmp_path / "copies").read_text().split() == ["False", "False"]
+
+
+def test_a_client_that_changed_the_tables_is_opened_anew_since_its_connections_may_not_all_know_of_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clients: list[Any] = []
+    client_of = chromadb.PersistentClient
+
+    def noted(*args: Any, **named: Any) -> Any:
+        clients.append(client_of(*args, **named))
+        return clients[-1]
+
+    monkeypatch.setattr(chromadb, "PersistentClient", noted)
+    folder = next(sample for sample in SAMPLES if sample.name == "0.4.3-flushed").unpack(tmp_path)
+    with opened(str(folder)) as second:
+        first, last = clients
+        assert second is last
+        with pytest.raises(AttributeError, match="bindings"):  # what chromadb says of a closed client
+            first.list_collections()
+    with opened(str(folder)):
+        assert len(clients) == 3
 
 
 # --- faults before a child runs
