@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -23,6 +24,11 @@ from shared.storage import Store, current_store
 
 PutDelta = Callable[[Path, str], DeltaLocation]
 CopyOf = Callable[[Path], Path]
+
+
+def pytest_configure() -> None:
+    """Lets what tests start hear Ctrl-C: all that a shell starts in the background is born deaf to it."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")
