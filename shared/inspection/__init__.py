@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from shared.delta import DATABASE, JOURNALS, Listing
 from shared.errors import CouldNotCheck, faults_explained
 from shared.inspection import chroma, header, hnsw, layout, records, sqlite
-from shared.inspection.integrity import integrity_checked
+from shared.inspection.integrity import IntegrityCheck, integrity_checked
 from shared.inspection.metadata import inspect_values
 from shared.inspection.records import Contents
 from shared.inspection.schema import Schema, inspect_schema, read_schema
@@ -145,7 +145,7 @@ def _look(
             return observed + _left(connection, schema, observed), ()
         with integrity_checked(opened(), connection, _SQL_SECONDS) as integrity:
             try:
-                found, contents = _look_inside(connection, schema, listing, folder)
+                found, contents = _look_inside(connection, schema, integrity, listing, folder)
             except Exception:
                 # In a damaged database anything may come up, and nothing more is to be learnt from it.
                 if not integrity.findings():
@@ -158,30 +158,43 @@ def _look(
 
 
 def _look_inside(
-    connection: sqlite3.Connection, schema: Schema, listing: Listing, folder: Path
+    connection: sqlite3.Connection, schema: Schema, integrity: IntegrityCheck, listing: Listing, folder: Path
 ) -> tuple[list[Finding], tuple[Contents, ...]]:
     """What Chroma stored in a database that is sound as far as SQLite goes, and in the indexes beside it."""
     observed = inspect_schema(connection, schema)
     if status_of(observed) is not Status.HEALTHY:
         return observed + _left(connection, schema, observed), ()
-    if schema.searches_fulltext:
-        observed += sqlite.inspect_fulltext(connection)
+    unsearchable = integrity.then(sqlite.inspect_fulltext) if schema.searches_fulltext else list
     collections, found = read_collections(connection, schema)
     observed += found
     observed += _left(connection, schema, found)
     segments = layout.segments_in(listing)
     in_index = any(flushed(collection, segments) for collection in collections)
     observed += inspect_values(connection, schema, of_embeddings=in_index)
+    look = partial(_collections, connection, schema, collections, segments, folder)
     damaged = status_of(observed) is Status.CORRUPT
-    all_contents = []
-    for collection in collections:
-        contents, found = _collection(connection, schema, collection, segments, folder, damaged=damaged)
-        all_contents.append(contents)
-        observed += found
+    contents, found = look(damaged=damaged)
+    texts = unsearchable()
+    if texts and not damaged:  # then it has to be told of every collection what is left of it
+        contents, found = look(damaged=True)
+    observed = texts + observed + found
     known = {collection.vector_segment for collection in collections}
     for segment in segments.keys() - known:
         observed.append(Finding("layout.segment_unreferenced", segment, "no collection refers to this folder"))
-    return observed, tuple(all_contents)
+    return observed, contents
+
+
+def _collections(
+    connection: sqlite3.Connection,
+    schema: Schema,
+    collections: Sequence[Collection],
+    segments: dict[str, dict[str, int]],
+    folder: Path,
+    *,
+    damaged: bool,
+) -> tuple[tuple[Contents, ...], list[Finding]]:
+    looked = [_collection(connection, schema, c, segments, folder, damaged=damaged) for c in collections]
+    return tuple(contents for contents, _ in looked), [finding for _, findings in looked for finding in findings]
 
 
 def _collection(

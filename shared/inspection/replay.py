@@ -30,8 +30,8 @@ _QUEUE = """
     FROM embeddings_queue
     WHERE substr(topic, -36) = ? AND seq_id > ? ORDER BY seq_id
 """
-_BATCH_ROWS = 500
-_BATCH_BYTES = 4 * 1024 * 1024
+_BATCH_ROWS = 20
+_BATCH_BYTES = 128 * 1024
 
 
 class _Operation(NamedTuple):

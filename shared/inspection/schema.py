@@ -206,7 +206,9 @@ def _inspect_migrations(connection: sqlite3.Connection, schema: Schema) -> list[
 def _is_checksum(sql: str, checksum: str) -> bool:
     """Whether the checksum of a migration is that of its text: MD5, or SHA-256 where Chroma was set to it."""
     data = sql.encode("utf-8", "surrogateescape")
-    return checksum in (hashlib.md5(data, usedforsecurity=False).hexdigest(), hashlib.sha256(data).hexdigest())
+    if len(checksum) == 2 * hashlib.sha256().digest_size:
+        return checksum == hashlib.sha256(data).hexdigest()
+    return checksum == hashlib.md5(data, usedforsecurity=False).hexdigest()
 
 
 def _ahead(schema: Schema) -> Iterator[str]:
