@@ -97,6 +97,9 @@ def inspect_index(segment: str, files: IndexFiles, dimension: int | None, *, cos
 
 def rows_not_finite(matrix: NDArray[np.float32]) -> NDArray[np.bool_]:
     """Which rows of a matrix (rows x dimension) hold NaN or infinity."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        if np.isfinite(np.add.reduce(matrix, axis=None)):  # what is not finite makes no finite sum
+            return np.zeros(len(matrix), np.bool_)
     # A product with zeros would be as good, but its threads wait for each other where processors are few.
     return np.asarray(~np.isfinite(matrix).all(axis=1))
 

@@ -2,8 +2,8 @@
 
 It takes a third of the time of a look at a delta and nearly always finds nothing, so nobody waits for it: what is read
 in the meantime counts for nothing if it finds damage. SQLite works without the interpreter's lock, so another processor
-can do it; and since a thread may wait milliseconds for that lock, this one takes it only at its begin and its end. What
-else SQLite can answer alone may follow in the same thread.
+can do it; and since a thread may wait milliseconds for that lock, this one takes it only at its begin and its end. One
+more look that SQLite can take alone may follow in the same thread.
 """
 
 from __future__ import annotations
@@ -11,10 +11,9 @@ from __future__ import annotations
 import sqlite3
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import AbstractContextManager, contextmanager
+from threading import Thread
 
-from shared.errors import CouldNotCheck
 from shared.inspection.sqlite import inspect_integrity
 from shared.verdict import Finding
 
@@ -29,10 +28,16 @@ class IntegrityCheck:
 
     def __init__(self, own: sqlite3.Connection, beside: sqlite3.Connection, seconds: float) -> None:
         self._own, self._beside = own, beside
-        self._seconds, self._deadline = seconds, time.monotonic() + seconds
-        self._thread = ThreadPoolExecutor(1, "integrity check")
-        self._integrity = self._begun(self._check)
-        self._following: list[Future[list[Finding]]] = []
+        self._deadline = time.monotonic() + seconds
+        self._findings: list[Finding] = []
+        self._next: Look | None = None
+        self._next_findings: list[Finding] | None = None
+        self._error: BaseException | None = None
+        self._thread = Thread(target=self._run, name="integrity check")
+        try:
+            self._thread.start()
+        except RuntimeError:  # the machine runs short of threads, or the interpreter is ending
+            self._findings = inspect_integrity(beside)
 
     def findings(self) -> list[Finding]:
         """Waits for its end and returns what it found.
@@ -41,56 +46,47 @@ class IntegrityCheck:
             CouldNotCheck: It could not be carried through, or not in time.
             NotUtf8: See `sqlite.explained`.
         """
-        return self._found(self._integrity)
+        self._wait()
+        return self._findings
 
     def then(self, look: Look) -> Callable[[], list[Finding]]:
-        """Lets another look follow in the same thread.
+        """Lets a look follow in the same thread if no damage is found. One may.
 
         Returns:
-            What waits for that and returns its findings, none where the integrity check has found any. It raises what
-            the look does, and what `findings` does.
+            What waits for that look and returns its findings. It raises what `findings` does.
         """
+        self._next = look
 
-        def follow(connection: sqlite3.Connection) -> list[Finding]:
-            return [] if self._integrity.result() else look(connection)
+        def found() -> list[Finding]:
+            self._wait()
+            if self._next_findings is None:  # the thread had ended before it heard of this look, or never began
+                self._next_findings = [] if self._findings else look(self._own)
+            return self._next_findings
 
-        following = self._begun(follow)
-        self._following.append(following)
-        return lambda: self._found(following)
+        return found
+
+    def _wait(self) -> None:
+        if self._thread.is_alive():
+            self._thread.join(max(0.0, self._deadline - time.monotonic()))
+        self.end()
+        if self._error is not None:
+            raise self._error
 
     def end(self) -> None:
-        """Ends what still runs."""
-        begun = [future for future in (self._integrity, *self._following) if not future.cancel()]
-        while wait(begun, 0).not_done:
+        """Ends it where it still runs."""
+        while self._thread.is_alive():
             self._own.interrupt()  # which does nothing to a statement that has not begun yet
-            wait(begun, _AGAIN_SECONDS)
-        self._thread.shutdown()
+            self._thread.join(_AGAIN_SECONDS)
 
-    def _begun(self, look: Look) -> Future[list[Finding]]:
+    def _run(self) -> None:
         try:
-            return self._thread.submit(look, self._own)
-        except RuntimeError:  # the machine runs short of threads, or the interpreter is ending
-            self._thread.shutdown(wait=False, cancel_futures=True)
-            done: Future[list[Finding]] = Future()
-            done.set_result(look(self._beside))
-            return done
-
-    def _found(self, future: Future[list[Finding]]) -> list[Finding]:
-        try:
-            return future.result(max(0.0, self._deadline - time.monotonic()))
-        except TimeoutError:
-            self.end()
-            raise CouldNotCheck("check.timeout", f"the integrity check took longer than {self._seconds:g} s") from None
-
-    def _check(self, connection: sqlite3.Connection) -> list[Finding]:
-        sound = False
-        try:
-            findings = inspect_integrity(connection)
-            sound = not findings
-        finally:
-            if not sound:
-                self._beside.interrupt()
-        return findings
+            self._findings = inspect_integrity(self._own)
+            if self._next is not None and not self._findings:
+                self._next_findings = self._next(self._own)
+        except BaseException as error:  # noqa: BLE001 -- it is raised where the findings are asked for
+            self._error = error
+        if self._findings or self._error is not None:
+            self._beside.interrupt()
 
 
 @contextmanager

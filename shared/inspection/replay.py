@@ -30,6 +30,7 @@ _QUEUE = """
     FROM embeddings_queue
     WHERE substr(topic, -36) = ? AND seq_id > ? ORDER BY seq_id
 """
+# So little that it stays in the processor's cache, and that malloc neither gives it back nor has it faulted in anew.
 _BATCH_ROWS = 20
 _BATCH_BYTES = 128 * 1024
 

@@ -19,6 +19,7 @@ from shared.inspection import Examination, examine, integrity, sqlite
 from shared.inspection.integrity import integrity_checked
 from shared.verdict import Depth, Finding
 from tests.conftest import CopyOf
+from tests.shared.inspection.databases import changed
 
 Opened = Callable[[], Any]
 
@@ -62,7 +63,7 @@ def stumble(*_: object) -> None:
 
 
 def checks_running() -> list[str]:
-    return [thread.name for thread in threading.enumerate() if thread.name.startswith("integrity check")]
+    return [thread.name for thread in threading.enumerate() if thread.name == "integrity check"]
 
 
 def test_whatever_comes_up_in_a_damaged_database_only_its_damage_is_told(
@@ -108,6 +109,34 @@ def test_without_a_thread_to_be_had_the_check_is_made_all_the_same(
     assert codes(examined(torn if damaged else healthy_delta)) == (
         {"sqlite.malformed", "sqlite.readable"} if damaged else set()
     )
+
+
+def nothing_to_search(_: sqlite3.Connection) -> list[Finding]:
+    """A look that always finds something."""
+    return [Finding("sqlite.fulltext_unusable", DATABASE, "no table")]
+
+
+def test_a_look_that_follows_is_taken_whether_or_not_the_thread_has_ended_before(opened: Opened) -> None:
+    for waiting in (False, True):
+        with opened() as connection, integrity_checked(opened(), connection, 60) as check:
+            if waiting:
+                assert check.findings() == []
+            found = check.then(nothing_to_search)
+            assert [found(), found()] == [nothing_to_search(connection)] * 2
+
+
+def test_no_look_follows_damage(torn: Path) -> None:
+    opened = partial(sqlite.opened, torn / DATABASE, 60)
+    with opened() as connection, integrity_checked(opened(), connection, 60) as check:
+        assert check.then(nothing_to_search)() == []
+        assert [finding.code for finding in check.findings()] == ["sqlite.malformed"]
+
+
+def test_where_texts_cannot_be_searched_it_is_told_what_is_left_of_the_collection(
+    healthy_delta: Path, copy_of: CopyOf
+) -> None:
+    delta = changed(copy_of(healthy_delta), "DELETE FROM embedding_fulltext_search_content WHERE id = 1")
+    assert codes(examined(delta)) == {"sqlite.fulltext_unusable", "records.recoverable"}
 
 
 def test_a_check_that_takes_too_long_proves_nothing(opened: Opened, monkeypatch: pytest.MonkeyPatch) -> None:
