@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from shared.delta import DATABASE, printable
 from shared.inspection.hnsw import rows_not_finite
@@ -23,13 +24,12 @@ WIDTH = 4
 ADD, UPDATE, UPSERT, DELETE = range(4)
 """The operations of a queue."""
 
-# Chroma passes over a row whose time it cannot read.
 _QUEUE = """
-    SELECT seq_id, operation, id, vector, encoding, metadata,
-        CASE WHEN typeof(created_at) = 'text' THEN datetime(created_at) IS substr(created_at, 1, 19) END
-    FROM embeddings_queue
+    SELECT seq_id, operation, id, vector, encoding, metadata, created_at FROM embeddings_queue
     WHERE substr(topic, -36) = ? AND seq_id > ? ORDER BY seq_id
 """
+_IS_TIME = "SELECT datetime(?1) IS substr(?1, 1, 19)"
+_LONGEST_TIME, _MOST_TIMES = 40, 1000  # that are remembered
 # So little that it stays in the processor's cache, and that malloc neither gives it back nor has it faulted in anew.
 _BATCH_ROWS = 20
 _BATCH_BYTES = 128 * 1024
@@ -64,6 +64,7 @@ class Replay:
         self._rows = rows
         self._problems = _VectorProblems(collection)
         self._expected = ExpectedMetadata()
+        self._times = _Times()
         self.with_vector = with_vector
         self.with_row = set(rows)
         self.findings: list[Finding] = []
@@ -78,9 +79,10 @@ class Replay:
         first = min(self._flushed_to, self._collection.applied_to)
         operations = connection.execute(_QUEUE, (self._collection.id, first))
         while batch := operations.fetchmany(_BATCH_ROWS):
-            if not self._store_all(batch):
-                for row in batch:
-                    self._apply(*row)
+            timed = self._times.readable(connection, [row[-1] for row in batch])
+            if not (all(timed) and self._store_all(batch)):
+                for row, is_timed in zip(batch, timed, strict=True):
+                    self._apply(row, timed=is_timed)
         self.findings += self._problems.findings()
         missing = self._expected.missing(connection, self._rows, booleans=booleans)
         if missing:
@@ -115,7 +117,7 @@ class Replay:
         Returns:
             False when there is anything else among them; then nothing was done.
         """
-        seq_ids, kinds, ids, vectors, encodings, texts, timed = zip(*batch, strict=True)
+        seq_ids, kinds, ids, vectors, encodings, texts, _ = zip(*batch, strict=True)
         if (
             {*map(type, seq_ids), *map(type, kinds)} != {int}
             or not self._flushed_to < seq_ids[0] <= seq_ids[-1] <= self._collection.applied_to
@@ -127,7 +129,6 @@ class Replay:
             or {*encodings} != {ENCODING}
             or {*map(type, vectors)} != {bytes}
             or {*map(len, vectors)} != {WIDTH * (self._collection.dimension or -1)}
-            or not all(timed)
         ):
             return False
         try:
@@ -140,10 +141,8 @@ class Replay:
             self._expected.store(id_, metadata)
         return True
 
-    def _apply(
-        self, seq_id: object, kind: Any, id_: object, vector: object, encoding: object, text: object, timed: object
-    ) -> None:
-        operation = self._read(seq_id, kind, id_, vector, encoding, text)
+    def _apply(self, row: Sequence[Any], *, timed: bool) -> None:
+        operation = self._read(*row[:-1])
         if operation is None:
             return
         if not timed:
@@ -203,6 +202,31 @@ class Replay:
             self.with_row.add(operation.id)
 
 
+class _Times:
+    """Tells which times of the queue Chroma can read: it passes over a row with any other.
+
+    A batch of embeddings is queued in one moment, so one answer of SQLite's serves for many rows.
+    """
+
+    def __init__(self) -> None:
+        self._known: set[object] = set()
+
+    def readable(self, connection: sqlite3.Connection, times: Sequence[object]) -> list[bool]:
+        """Whether each of these can be read."""
+        if self._known.issuperset(times):
+            return [True] * len(times)
+        return [self._is_readable(connection, time) for time in times]
+
+    def _is_readable(self, connection: sqlite3.Connection, time: object) -> bool:
+        if time in self._known:
+            return True
+        if not isinstance(time, str) or not is_text(time) or not connection.execute(_IS_TIME, (time,)).fetchone()[0]:
+            return False
+        if len(time) <= _LONGEST_TIME and len(self._known) < _MOST_TIMES:
+            self._known.add(time)
+        return True
+
+
 class _VectorProblems:
     """Collects what is wrong with the vectors of the queue; their numbers are looked at some megabytes at a time.
 
@@ -250,6 +274,8 @@ class _VectorProblems:
 
     def add_all(self, ids: tuple[str, ...], seq_ids: tuple[int, ...], vectors: tuple[bytes, ...]) -> None:
         """Takes in vectors that are known to have the right length and encoding."""
+        if not self._waiting and not self._wrong and not self._not_finite(vectors).any():
+            return
         self._waiting.extend(zip(ids, seq_ids, vectors, strict=True))
         self._bytes += sum(map(len, vectors))
         if self._bytes >= _BATCH_BYTES:
@@ -275,10 +301,13 @@ class _VectorProblems:
             for code, rows in by_code.items()
         ]
 
+    def _not_finite(self, vectors: Sequence[bytes]) -> NDArray[np.bool_]:
+        matrix = np.frombuffer(b"".join(vectors), dtype="<f4").reshape(len(vectors), self._dimension or 0)
+        return rows_not_finite(matrix)
+
     def _look(self) -> None:
         vectors = [vector for _, _, vector in self._waiting if vector is not None]
-        matrix = np.frombuffer(b"".join(vectors), dtype="<f4").reshape(len(vectors), self._dimension or 0)
-        not_finite = rows_not_finite(matrix)
+        not_finite = self._not_finite(vectors)
         if not self._wrong and not not_finite.any():
             self._waiting.clear()
             self._bytes = 0
