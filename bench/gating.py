@@ -44,35 +44,21 @@ _MERGE = """
 import json, sys, tempfile, time
 from pathlib import Path
 import boto3, chromadb
+from local.old_way import OldMerge
 from local.tether import tether
 tether(int(sys.argv[1]))
-bucket = sys.argv[2]
-s3 = boto3.client("s3")
-
-def merge(key, scratch, merged):
-    folder = scratch / key.replace("/", "-")
-    for entry in s3.list_objects_v2(Bucket=bucket, Prefix=key + "/")["Contents"]:
-        file = folder / entry["Key"].removeprefix(key + "/")
-        file.parent.mkdir(parents=True, exist_ok=True)
-        s3.download_file(bucket, entry["Key"], str(file))
-    with chromadb.PersistentClient(path=str(folder)) as client:
-        for collection in client.list_collections():
-            found = collection.get(include=["embeddings", "documents", "metadatas"])
-            rows = {name: found[name] for name in ("ids", "embeddings", "documents", "metadatas")}
-            merged.get_or_create_collection(collection.name).upsert(**rows)
-
-with tempfile.TemporaryDirectory(prefix="bench-merge-") as scratch:
-    with chromadb.PersistentClient(path=str(Path(scratch) / "merged")) as merged:
-        for line in sys.stdin:
-            done, failed, started = 0, "", time.perf_counter()
-            try:
-                for key in json.loads(line):
-                    merge(key, Path(scratch), merged)
-                    done += 1
-            except Exception as error:
-                failed = f"{type(error).__name__}: {error}"
-            milliseconds = (time.perf_counter() - started) * 1000
-            print(json.dumps({"milliseconds": milliseconds, "done": done, "failed": failed}), flush=True)
+old = OldMerge(boto3.client("s3"), sys.argv[2])
+with tempfile.TemporaryDirectory(prefix="bench-merge-") as scratch, old.begun(Path(scratch) / "merged") as merge:
+    for line in sys.stdin:
+        done, failed, started = 0, "", time.perf_counter()
+        try:
+            for key in json.loads(line):
+                merge(key)
+                done += 1
+        except Exception as error:
+            failed = f"{type(error).__name__}: {error}"
+        milliseconds = (time.perf_counter() - started) * 1000
+        print(json.dumps({"milliseconds": milliseconds, "done": done, "failed": failed}), flush=True)
 """
 
 

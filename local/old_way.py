@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import shutil
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -43,14 +44,20 @@ class OldMerge:
         """
         with tempfile.TemporaryDirectory(prefix="old-merge-") as scratch:
             directory = Path(scratch) / "merged"
-            with _client(directory) as client:
-                target = client.get_or_create_collection(self._collection, embedding_function=None)
+            with self.begun(directory) as merge:
                 for key in keys:
-                    self._merge(key, target, Path(scratch))
+                    merge(key)
             for path in sorted(directory.rglob("*")):
                 if path.is_file():
                     name = path.relative_to(directory).as_posix()
                     self._s3.upload_file(str(path), self._bucket, f"{to_key}/{name}")
+
+    @contextmanager
+    def begun(self, directory: Path) -> Iterator[Callable[[str], None]]:
+        """Opens the directory that everything goes into. The block gets what merges the delta under one more key."""
+        with _client(directory) as client:
+            target = client.get_or_create_collection(self._collection, embedding_function=None)
+            yield lambda key: self._merge(key, target, directory.parent)
 
     def _merge(self, key: str, target: Any, scratch: Path) -> None:
         folder = Path(tempfile.mkdtemp(dir=scratch))
