@@ -60,7 +60,7 @@ class IntegrityCheck:
         def found() -> list[Finding]:
             self._wait()
             if self._next_findings is None:  # the thread had ended before it heard of this look, or never began
-                self._next_findings = [] if self._findings else look(self._own)
+                self._next_findings = [] if self._findings else look(self._beside)
             return self._next_findings
 
         return found
