@@ -99,6 +99,8 @@ def place(
 def number(text: str) -> float:
     """A JSON number as Chroma 1.5 reads it: at most the last digit off, and so not always the nearest float.
 
+    Zero has no sign, since the column that it goes through keeps whole numbers as integers (section 3 of SQLite's
+    datatype3.html).
     Source: serde_json 1.0 without its feature `float_roundtrip`.
     """
     mantissa, _, exponent = text.lower().partition("e")
@@ -116,4 +118,4 @@ def number(text: str) -> float:
         value /= 1e308
         power += _LARGEST_POWER
     value = value * float(f"1e{power}") if power >= 0 else value / float(f"1e{min(-power, _LARGEST_POWER)}")
-    return -value if text.startswith("-") else value
+    return -value if text.startswith("-") and value else value
