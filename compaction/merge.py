@@ -180,7 +180,7 @@ def _settled(plan: Plan, folders: Mapping[DeltaLocation, Path]) -> list[SettledC
     """The collections of the result, settled before anything is written: each delta must fit the ones before."""
     settlement = Settlement()
     for source in plan.sources:
-        with failing_as(source.location.uri), opened_delta(folders[source.location], private=True) as delta:
+        with failing_as(source.location.uri), opened_delta(folders[source.location]) as delta:
             settlement.add(source.location.uri, delta.collections, source.collections)
     return settlement.collections
 
@@ -196,7 +196,7 @@ def _written(
             for location in plan.order_of(collection.name):
                 if location.uri not in collection.deltas:
                     continue
-                with failing_as(location.uri), opened_delta(folders[location], private=True) as delta:
+                with failing_as(location.uri), opened_delta(folders[location]) as delta:
                     for records in delta.records(collection.name, _ROWS, as_given=True):
                         target.upsert(collection.name, records)
                         embeddings += len(records.ids)

@@ -143,8 +143,6 @@ def _shown(kinds: Sequence[int]) -> PageKind:
 class _Folder:
     """The files of a delta in a local folder."""
 
-    private = False
-
     def __init__(self, path: Path) -> None:
         self._path = path
 
@@ -158,8 +156,6 @@ class _Folder:
 
 class _Stored:
     """The files of a delta in S3; its database is downloaded when it is needed."""
-
-    private = True
 
     def __init__(self, store: Store, location: DeltaLocation, listing: Listing, scratch: ExitStack) -> None:
         self._store = store
@@ -190,7 +186,7 @@ def _gathered(judgement: Judgement, settings: Settings, source: _Folder | _Store
             check_size(listing, settings.max_delta_bytes)
             path = source.database()
             pages = _pages(path)
-            collections = _collections(path, private=source.private)
+            collections = _collections(path)
         indexes = _indexes(listing, source.head, collections)
     except CouldNotCheck as fault:
         verdict = replace(verdict, observed=(*verdict.observed, Finding(fault.code, "", fault.detail)))
@@ -207,15 +203,15 @@ def _pages(path: Path) -> PageMap | str:
         return map_pages(read, os.fstat(file.fileno()).st_size)
 
 
-def _collections(path: Path, *, private: bool) -> tuple[CollectionPart, ...] | str:
+def _collections(path: Path) -> tuple[CollectionPart, ...] | str:
     try:
-        return _read_collections(path, private=private)
+        return _read_collections(path)
     except CouldNotCheck as fault:
         return f"they could not be read: {fault.detail}"
 
 
-def _read_collections(path: Path, *, private: bool) -> tuple[CollectionPart, ...] | str:
-    with sqlite.opened(path, _SQL_SECONDS, private=private) as connection:
+def _read_collections(path: Path) -> tuple[CollectionPart, ...] | str:
+    with sqlite.opened(path, _SQL_SECONDS) as connection:
         schema, observed = read_schema(connection)
         if status_of(observed) is Status.HEALTHY:
             observed += inspect_schema(connection, schema)

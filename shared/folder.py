@@ -25,8 +25,6 @@ class FolderContent:
         max_bytes: A larger delta is not read whole.
     """
 
-    private = False
-
     def __init__(self, path: Path, listing: Listing, max_bytes: int) -> None:
         self._path = path
         self._listing = listing

@@ -47,8 +47,6 @@ class RemoteContent:
         in_full: Whether the folder will be asked for anyway, so that the head of a file is better read from there.
     """
 
-    private = True
-
     def __init__(
         self,
         store: Store,

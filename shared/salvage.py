@@ -215,7 +215,7 @@ def _prove(folder: Path, evidence: Sequence[Evidence], settings: Settings) -> No
     verdict = judge_folder(folder, Depth.OPEN, settings).verdict
     if verdict.status is not Status.HEALTHY:
         raise CouldNotCheck("check.probe_failed", f"the new delta is {verdict.status}: {verdict.reason}")
-    with opened_delta(folder, private=True) as delta:
+    with opened_delta(folder) as delta:
         # Chroma completes the texts of the settings on its own, so what they say is compared.
         written = {collection.name: _settings(collection) for collection in delta.collections}
         expected = {part.stored.name: _settings(part.stored) for part in evidence}

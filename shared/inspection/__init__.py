@@ -35,9 +35,6 @@ _HOLDING = (
 class Content(Protocol):
     """Where the bytes of a delta come from."""
 
-    private: bool
-    """Whether nobody else can change what lies in `folder()`."""
-
     def head(self, name: str, length: int) -> bytes:
         """The first `length` bytes of the file `name` (fewer where it is shorter)."""
 
@@ -94,7 +91,7 @@ def examine(
                 suspicions += _suspect_index(listing, content)
         if (suspicions or depth.includes(Depth.STRUCTURE)) and not _blocked(observed):
             folder = content.folder()
-            contents = _structure(listing, folder, examination, private=content.private)
+            contents = _structure(listing, folder, examination)
             if depth.includes(Depth.OPEN) and status_of(observed) is Status.HEALTHY:
                 with step("probe"):
                     found, version = chroma.probe(folder, contents, probe_seconds)
@@ -122,22 +119,20 @@ def _suspect_index(listing: Listing, content: Content) -> list[Finding]:
     return header.inspect_header(segment, head, segments[segment])[1]
 
 
-def _structure(listing: Listing, folder: Path, examination: Examination, *, private: bool) -> tuple[Contents, ...]:
+def _structure(listing: Listing, folder: Path, examination: Examination) -> tuple[Contents, ...]:
     """Looks through the database and the indexes, a second time where a text is not UTF-8. Returns their contents."""
     with faults_explained(f"reading {DATABASE}"):
         try:
-            observed, contents = _look(listing, folder, lenient=False, private=private)
+            observed, contents = _look(listing, folder, lenient=False)
         except sqlite.NotUtf8:
-            observed, contents = _look(listing, folder, lenient=True, private=private)
+            observed, contents = _look(listing, folder, lenient=True)
     examination.observed += observed
     examination.collections = tuple(collection.count for collection in contents)
     return contents
 
 
-def _look(
-    listing: Listing, folder: Path, *, lenient: bool, private: bool
-) -> tuple[list[Finding], tuple[Contents, ...]]:
-    opened = partial(sqlite.opened, folder / DATABASE, _SQL_SECONDS, lenient=lenient, private=private)
+def _look(listing: Listing, folder: Path, *, lenient: bool) -> tuple[list[Finding], tuple[Contents, ...]]:
+    opened = partial(sqlite.opened, folder / DATABASE, _SQL_SECONDS, lenient=lenient)
     with opened() as connection:
         # The schema comes first, since an integrity check evaluates its expressions.
         schema, observed = read_schema(connection)

@@ -321,18 +321,17 @@ class RecordReader:
 
 
 @contextmanager
-def opened_delta(folder: Path, *, private: bool = False) -> Iterator[OpenDelta]:
+def opened_delta(folder: Path) -> Iterator[OpenDelta]:
     """Opens a delta that was judged healthy, to read what it holds. Nothing in the folder is written.
 
     Args:
         folder: The delta.
-        private: Whether nobody else can change it meanwhile, which makes reading faster (see `sqlite.opened`).
 
     Raises:
         Unreadable: It is no sound delta.
         CouldNotCheck: It could not be opened for a reason outside the bytes.
     """
-    with opened(folder / DATABASE, _SQL_SECONDS, lenient=False, private=private) as connection:
+    with opened(folder / DATABASE, _SQL_SECONDS, lenient=False) as connection:
         with reading("the schema"):
             schema, findings = read_schema(connection)
             _proven(findings)

@@ -114,7 +114,7 @@ def gathered(folder: Path, damaged: frozenset[str]) -> Iterator[list[Evidence]]:
     """
     if DATABASE in damaged:
         raise NothingProven(f"{DATABASE} is not the file that the manifest lists")
-    with opened(folder / DATABASE, _SQL_SECONDS, lenient=False, private=True) as connection:
+    with opened(folder / DATABASE, _SQL_SECONDS, lenient=False) as connection:
         try:
             with reading("the database"):
                 schema, missing = _sound_schema(connection)

@@ -27,7 +27,6 @@ _LONGEST_SHOWN = 300
 _LONGEST_NUMBER = 30  # of a row, which a damaged schema lets be any text
 _NOT_DECODED = "Could not decode to UTF-8"  # Python's own words, with no code of SQLite's
 _LONGEST_VALUE = 256 * 1024 * 1024  # bytes of one text or blob; Chroma's longest is a document
-_MAPPED = 256 * 1024 * 1024  # bytes of a database that are mapped; what lies beyond is read
 _CACHED_KIB = 512  # of pages: nearly all are looked at once, and memory that is used again is faster than new memory
 _PROGRESS_STEPS = 20_000  # virtual machine steps between two looks at the clock, some milliseconds
 
@@ -92,7 +91,7 @@ class NotUtf8(Exception):
 
 
 @contextmanager
-def opened(path: Path, seconds: float, *, lenient: bool = True, private: bool = False) -> Iterator[sqlite3.Connection]:
+def opened(path: Path, seconds: float, *, lenient: bool = True) -> Iterator[sqlite3.Connection]:
     """The database opened so that it can neither be written nor run anything of its schema.
 
     `immutable` keeps SQLite from looking for locks and journals, so a folder is left exactly as it was.
@@ -102,8 +101,6 @@ def opened(path: Path, seconds: float, *, lenient: bool = True, private: bool = 
         seconds: Time after which any statement is interrupted.
         lenient: Whether bytes that are not UTF-8 come in as lone surrogates. Otherwise `explained` raises `NotUtf8`,
             which is a third faster for all other text.
-        private: Whether nobody else can change the file meanwhile. It is then mapped into memory, which is faster; a
-            mapped file that another process truncates would end this one.
 
     Raises:
         CouldNotCheck: SQLite could not open the file for a reason outside it.
@@ -119,8 +116,8 @@ def opened(path: Path, seconds: float, *, lenient: bool = True, private: bool = 
             connection.text_factory = partial(str, encoding="utf-8", errors="surrogateescape")
         connection.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, _LONGEST_VALUE)
         connection.execute("PRAGMA trusted_schema=OFF")
-        if private:
-            connection.execute(f"PRAGMA mmap_size={_MAPPED}")
+        # A mapped file that another process truncates would end this one, and to map it is no faster than to read it.
+        connection.execute("PRAGMA mmap_size=0")
         connection.execute("PRAGMA cell_size_check=ON")
         with suppress(sqlite3.Error, UnicodeDecodeError):  # it reads the schema; the checks will tell what is wrong
             connection.execute(f"PRAGMA cache_size=-{_CACHED_KIB}")

@@ -17,7 +17,6 @@ from botocore.exceptions import ReadTimeoutError
 from local.damage import apply_damage
 from shared.delta import DATABASE, MANIFEST, SEGMENT_FILES, DeltaLocation, Listing
 from shared.errors import TargetError
-from shared.inspection import sqlite
 from shared.judgement import judge_folder, judge_stored
 from shared.settings import Settings
 from shared.storage import Store
@@ -185,23 +184,6 @@ def test_a_delta_without_its_manifest_is_awaited_where_manifests_are_required(
     required = Settings(settle_seconds=0, manifest_required=True)
     verdict = judge_stored(store, location, Depth.STRUCTURE, required, await_arrival=True).verdict
     assert (verdict.status, codes(verdict)) == (Status.INCOMPLETE, ["arrival.manifest_awaited"])
-
-
-def test_a_downloaded_delta_is_mapped_into_memory_and_a_local_one_is_not(
-    store: Store, flushed_delta: Path, put_delta: PutDelta, settled: Settings, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Nobody else can write into the scratch folder; a local file may be truncated, which ends who has mapped it."""
-    mapped: list[bool] = []
-    opened = sqlite.opened
-
-    def spied(*arguments: Any, private: bool, **named: Any) -> Any:
-        mapped.append(private)
-        return opened(*arguments, private=private, **named)
-
-    monkeypatch.setattr(sqlite, "opened", spied)
-    judge_stored(store, put_delta(flushed_delta, KEY), Depth.STRUCTURE, settled)
-    judge_folder(flushed_delta, Depth.STRUCTURE, settled)
-    assert mapped == [True, True, False, False], "each twice: for the integrity check, and for all else"
 
 
 def test_a_delta_of_many_defects_has_a_short_verdict(flushed_delta: Path, copy_of: CopyOf, settled: Settings) -> None:

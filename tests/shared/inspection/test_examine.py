@@ -180,8 +180,6 @@ def test_a_deeper_check_finds_all_that_a_shallower_one_finds(damage: Damage, del
 class Faulty:
     """A content whose bytes cannot be had."""
 
-    private = False
-
     def __init__(self, inner: FolderContent, failing: str) -> None:
         self._inner = inner
         self._failing = failing
@@ -266,19 +264,6 @@ def test_an_index_that_becomes_shorter_while_it_is_read_is_undetermined(
     examination = examine(listing, FolderContent(copy, listing, 2**31), Depth.STRUCTURE, 60)
     # A skeleton is not looked at.
     assert codes(examination) == (["check.changed"] if any(copy.rglob("index_metadata.pickle")) else [])
-
-
-@pytest.mark.parametrize("private", [True, False])
-def test_only_a_delta_of_our_own_is_mapped_into_memory(
-    healthy_delta: Path, monkeypatch: pytest.MonkeyPatch, private: bool
-) -> None:
-    seen = spied_openings(monkeypatch)
-    listing = list_folder(healthy_delta)
-    content = FolderContent(healthy_delta, listing, 2**31)
-    assert content.private is False, "others may write into a local folder"
-    monkeypatch.setattr(content, "private", private)
-    assert examine(listing, content, Depth.STRUCTURE, 60).observed == []
-    assert [opening["private"] for opening in seen] == [private] * 2, "for the integrity check, and for all else"
 
 
 def spied_openings(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, bool]]:
