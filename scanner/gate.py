@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
 from scanner.advice import advice_on
 from shared import notices
 from shared.chunk import Chunk, ChunkDelta
-from shared.delta import DeltaLocation, printable
+from shared.delta import DeltaLocation, Listing, printable
 from shared.errors import DeltaguardError, MessagingError, StorageError
 from shared.judgement import judge_stored
 from shared.messaging import current_messaging
@@ -66,8 +67,9 @@ def precheck(
 ) -> tuple[Verdict, ...]:
     """Judges all deltas of a chunk in parallel, and lets it pass only when every one is healthy.
 
-    A delta that carries a `healthy` tag for exactly its present objects is not read again: two requests tell. One that
-    is read must hold the collection and the number of embeddings that the chunk says (see `chunk.content_differs`).
+    A delta that carries a `healthy` tag for exactly its present objects is not read again: two requests tell, or hardly
+    more than one where many lie side by side. One that is read must hold the collection and the number of embeddings
+    that the chunk says (see `chunk.content_differs`).
 
     Args:
         bucket: Where the deltas lie.
@@ -113,12 +115,16 @@ def judge_chunk(
         StorageError: The environment does not say enough to reach S3.
     """
     store = store or current_store()
+    places = chunk.locations(bucket)
+    listings: Mapping[DeltaLocation, Listing] = {}
+    with suppress(StorageError):  # the listing of each by itself will tell
+        listings = store.list_deltas(places)
 
     def judge(place: DeltaLocation, said: ChunkDelta) -> Verdict:
-        return _judge(store, place, said, depth, settings)
+        return _judge(store, place, listings.get(place), said, depth, settings)
 
     with ThreadPoolExecutor(jobs, thread_name_prefix="gate") as pool:
-        return tuple(pool.map(judge, chunk.locations(bucket), chunk.deltas))
+        return tuple(pool.map(judge, places, chunk.deltas))
 
 
 def _tell(error: ChunkRejected, chunk: Chunk, settings: Settings) -> None:
@@ -132,8 +138,10 @@ def _tell(error: ChunkRejected, chunk: Chunk, settings: Settings) -> None:
         logger.warning("Nobody was told of the rejected chunk", extra={"reason": str(fault)})
 
 
-def _judge(store: Store, location: DeltaLocation, said: ChunkDelta, depth: Depth, settings: Settings) -> Verdict:
-    judgement = judge_stored(store, location, depth, settings, trust_tags=True)
+def _judge(
+    store: Store, location: DeltaLocation, listing: Listing | None, said: ChunkDelta, depth: Depth, settings: Settings
+) -> Verdict:
+    judgement = judge_stored(store, location, depth, settings, trust_tags=True, listing=listing)
     verdict = judgement.verdict
     if judgement.gone:
         return _held(store, location, verdict, settings)

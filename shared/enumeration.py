@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
@@ -14,6 +15,10 @@ from shared.errors import StorageError
 
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
+
+
+_PAGE_KEYS = 1000  # of ListObjectsV2
+_DELTAS_A_PAGE = 4  # so a listing of several costs at most a quarter of one each, and is given up then
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,15 +48,36 @@ class Enumeration:
         """
         files: list[DeltaFile] = []
         for key, file in self.walk(location.bucket, location.prefix):
-            name = key.removeprefix(location.prefix)
-            if name:  # a folder marker has the prefix itself as its key
-                files.append(DeltaFile(name, file.size, file.etag, file.modified))
+            files += _file_of(location, key, file)
             if len(files) > MAX_FILES:
                 detail = f"{location.uri}: more than {MAX_FILES} objects"
                 raise StorageError("check.size_cap", detail, "TooManyObjects")
         return Listing.of(files)
 
-    def walk(self, bucket: str, prefix: str, after: str = "") -> Iterator[tuple[str, DeltaFile]]:
+    def list_deltas(self, locations: Iterable[DeltaLocation]) -> dict[DeltaLocation, Listing]:
+        """The objects of deltas, of those that lie side by side by one listing of the keys from the first to the last.
+
+        It saves requests and must not be relied on: what it does not hold is listed by itself. Left out is a delta
+        without objects or with too many, one that has few beside it, and one behind so many other keys that a listing
+        of its own is cheaper.
+
+        Raises:
+            StorageError: A request failed.
+        """
+        side_by_side: dict[tuple[str, str], list[DeltaLocation]] = {}
+        for location in locations:
+            parent = location.prefix[: location.prefix.rstrip("/").rfind("/") + 1]
+            side_by_side.setdefault((location.bucket, parent), []).append(location)
+        listings: dict[DeltaLocation, Listing] = {}
+        for (bucket, parent), group in side_by_side.items():
+            pages = len(group) // _DELTAS_A_PAGE
+            if parent and pages:
+                ordered = sorted(group, key=lambda location: location.prefix)
+                with closing(self.walk(bucket, parent, after=ordered[0].prefix)) as entries:
+                    listings |= _parted(ordered, entries, pages * _PAGE_KEYS)
+        return listings
+
+    def walk(self, bucket: str, prefix: str, after: str = "") -> Generator[tuple[str, DeltaFile], None, None]:
         """Every object below a prefix in the order of its keys, two pages of 1,000 in memory at a time.
 
         Args:
@@ -116,6 +142,38 @@ class Enumeration:
     @staticmethod
     def _call(doing: str, what: str, operation: Callable[..., Any], request: Mapping[str, Any]) -> Any:
         return translated(doing, what, lambda: operation(**request))
+
+
+def _parted(
+    ordered: Sequence[DeltaLocation], entries: Iterable[tuple[str, DeltaFile]], most: int
+) -> dict[DeltaLocation, Listing]:
+    """The listings of these deltas, as far as the first objects tell; deltas and objects are sorted by their keys."""
+    listings: dict[DeltaLocation, Listing] = {}
+    waiting = list(reversed(ordered))
+    files: list[DeltaFile] = []
+
+    def end() -> None:
+        location = waiting.pop()
+        if 0 < len(files) <= MAX_FILES:
+            listings[location] = Listing.of(files)
+        files.clear()
+
+    for seen, (key, file) in enumerate(entries):
+        while waiting and key > waiting[-1].prefix and not key.startswith(waiting[-1].prefix):
+            end()
+        if not waiting or seen == most:
+            return listings
+        if key.startswith(waiting[-1].prefix):
+            files += _file_of(waiting[-1], key, file)
+    while waiting:
+        end()
+    return listings
+
+
+def _file_of(location: DeltaLocation, key: str, file: DeltaFile) -> list[DeltaFile]:
+    """An object as a file of a delta; none where it is a folder marker, whose key is the prefix itself."""
+    name = key.removeprefix(location.prefix)
+    return [DeltaFile(name, file.size, file.etag, file.modified)] if name else []
 
 
 def _entries(page: Mapping[str, Any]) -> Iterator[tuple[str, DeltaFile]]:

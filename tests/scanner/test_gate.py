@@ -90,7 +90,7 @@ def test_what_cannot_be_checked_does_not_pass_either(
     assert "check.throttled" in str(raised.value)
 
 
-def test_tagged_deltas_cost_two_requests_each_and_no_object_is_read(
+def test_tagged_deltas_cost_a_request_each_and_one_for_all_and_no_object_is_read(
     bucket: str, store: Store, healthy_delta: Path, put_delta: PutDelta, settled: Settings
 ) -> None:
     keys = [f"d/{name}" for name in range(5)]
@@ -102,10 +102,21 @@ def test_tagged_deltas_cost_two_requests_each_and_no_object_is_read(
     requests: list[tuple[str, str]] = []
     watched = faults.doing(lambda request: requests.append((request.method, request.url)))
     precheck(bucket, chunk(*keys), store=watched)
-    assert len(requests) == 2 * len(keys)
-    assert sum("list-type=2" in url for _, url in requests) == len(keys)
+    assert len(requests) == len(keys) + 1
+    assert sum("list-type=2" in url for _, url in requests) == 1
     assert sum(url.endswith("chroma.sqlite3?tagging") for _, url in requests) == len(keys)
     assert {method for method, _ in requests} == {"GET"}
+
+
+def test_a_chunk_whose_deltas_cannot_be_listed_together_is_judged_delta_by_delta(
+    bucket: str, healthy_delta: Path, put_delta: PutDelta
+) -> None:
+    keys = [put_delta(healthy_delta, f"d/{name}").prefix for name in range(4)]
+
+    def together(request: Any) -> bool:
+        return "start-after" in request.url
+
+    assert len(precheck(bucket, keys, store=faults.answering("AccessDenied", 403, together))) == 4
 
 
 def test_all_deltas_are_judged_at_once(bucket: str, healthy_delta: Path, put_delta: PutDelta) -> None:
@@ -113,7 +124,7 @@ def test_all_deltas_are_judged_at_once(bucket: str, healthy_delta: Path, put_del
     together = threading.Barrier(4)  # breaks after its time unless four requests are under way at the same moment
 
     def wait_for_the_others(request: Any) -> None:
-        if "list-type=2" in request.url:
+        if request.url.endswith("?tagging"):
             together.wait(60)
 
     assert len(precheck(bucket, keys, store=faults.doing(wait_for_the_others))) == 4

@@ -11,6 +11,7 @@ import pytest
 from awscrt.checksums import crc64nvme
 from botocore.utils import parse_timestamp
 
+from shared import enumeration
 from shared.client import _moment
 from shared.delta import MAX_FILES, DeltaFile, DeltaLocation
 from shared.errors import ObjectChanged, ObjectGone, StorageError
@@ -31,6 +32,43 @@ def test_walking_follows_every_page_in_the_order_of_keys(store: Store, bucket: s
         put(f"many/{number:04d}", b"")
     keys = [key for key, _ in store.walk(bucket, "many/")]
     assert keys == [f"many/{number:04d}" for number in range(1005)]
+
+
+class TestListingDeltasTogether:
+    """One listing for deltas side by side tells of each what its own would."""
+
+    NAMES = ("1", "10", "2", "a b", "é", "\U0001f600")
+
+    @pytest.fixture
+    def places(self, bucket: str) -> list[DeltaLocation]:
+        client = boto3.client("s3")
+        others = ("d/0/x", "d/1", "d/1.txt", "d/10/", "d/1/", "d/15/x/y", "d/zzz/x", "e/1/x")
+        for key in (*others, *(f"d/{name}/{file}" for name in self.NAMES for file in ("a", "b/c"))):
+            client.put_object(Bucket=bucket, Key=key, Body=b"x")
+        return [DeltaLocation(bucket, f"d/{name}/") for name in reversed(self.NAMES)]
+
+    def test_each_listing_is_that_of_the_delta_alone(self, places: list[DeltaLocation]) -> None:
+        requests: list[str] = []
+        store = faults.doing(lambda request: requests.append(request.url))
+        gone = DeltaLocation(places[0].bucket, "d/3/")
+        found = store.list_deltas([*places, gone])
+        assert len(requests) == 1
+        assert found == {place: store.list_delta(place) for place in places}
+
+    def test_few_are_not_worth_it(self, places: list[DeltaLocation], store: Store) -> None:
+        assert store.list_deltas(places[:3]) == {}
+
+    def test_deltas_at_the_top_of_a_bucket_are_not_listed_with_all_of_it(self, store: Store, bucket: str) -> None:
+        assert store.list_deltas([DeltaLocation(bucket, f"{name}/") for name in range(4)]) == {}
+
+    @pytest.mark.parametrize("most", range(16))
+    def test_behind_too_many_other_objects_it_gives_up(
+        self, places: list[DeltaLocation], store: Store, monkeypatch: pytest.MonkeyPatch, most: int
+    ) -> None:
+        monkeypatch.setattr(enumeration, "_PAGE_KEYS", most)
+        found = store.list_deltas(places)
+        assert found == {place: store.list_delta(place) for place in places if place in found}
+        assert (len(found) == len(places)) == (most >= 15)
 
 
 def test_a_listing_has_names_below_the_prefix_and_no_folder_marker(store: Store, bucket: str, put: Any) -> None:
