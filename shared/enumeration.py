@@ -147,10 +147,14 @@ class Enumeration:
 def _parted(
     ordered: Sequence[DeltaLocation], entries: Iterable[tuple[str, DeltaFile]], most: int
 ) -> dict[DeltaLocation, Listing]:
-    """The listings of these deltas, as far as the first objects tell; deltas and objects are sorted by their keys."""
+    """The listings of these deltas, as far as the first objects tell; deltas and objects are sorted by their keys.
+
+    Nothing, where the objects turn out not to be: S3 does not sort those of a directory bucket.
+    """
     listings: dict[DeltaLocation, Listing] = {}
     waiting = list(reversed(ordered))
     files: list[DeltaFile] = []
+    last = ""
 
     def end() -> None:
         location = waiting.pop()
@@ -159,6 +163,9 @@ def _parted(
         files.clear()
 
     for seen, (key, file) in enumerate(entries):
+        if key < last:
+            return {}
+        last = key
         while waiting and key > waiting[-1].prefix and not key.startswith(waiting[-1].prefix):
             end()
         if not waiting or seen == most:

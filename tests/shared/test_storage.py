@@ -55,6 +55,16 @@ class TestListingDeltasTogether:
         assert len(requests) == 1
         assert found == {place: store.list_delta(place) for place in places}
 
+    def test_a_store_that_does_not_sort_its_keys_tells_nothing_of_deltas_together(
+        self, places: list[DeltaLocation], store: Store, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Or a delta whose last file comes late would look as if it had lost it."""
+        entries = list(store.walk(places[0].bucket, "d/"))
+        for late in range(len(entries) - 1):
+            unsorted = [*entries[:late], *entries[late + 1 :], entries[late]]
+            monkeypatch.setattr(store, "walk", lambda *_, found=unsorted, **__: (entry for entry in found))
+            assert store.list_deltas(places) == {}
+
     def test_few_are_not_worth_it(self, places: list[DeltaLocation], store: Store) -> None:
         assert store.list_deltas(places[:3]) == {}
 
