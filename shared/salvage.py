@@ -20,7 +20,7 @@ from shared.inspection.evidence import Evidence, NothingProven, gathered
 from shared.inspection.vectors import through_cosine
 from shared.judgement import Judgement, judge_folder
 from shared.rebuild import rebuild
-from shared.scratch import scratch_folder
+from shared.scratch import copy_file, scratch_folder
 from shared.settings import Settings
 from shared.storage import Store
 from shared.verdict import Depth, Status
@@ -251,7 +251,7 @@ def _copy(source: Path, copy: Path, settings: Settings) -> None:
         for file in listing.files:
             if is_chroma_file(file.name) or file.name == MANIFEST:
                 (copy / file.name).parent.mkdir(exist_ok=True)
-                shutil.copyfile(source / file.name, copy / file.name)
+                copy_file(source / file.name, copy / file.name)
 
 
 @contextmanager

@@ -1,7 +1,11 @@
-"""Scratch folders that go away: at the end of their block, or, when their process was killed, at the next start."""
+"""Scratch folders that go away: at the end of their block, or, when their process was killed, at the next start.
+
+And how a file of a delta gets into one.
+"""
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import shutil
@@ -15,6 +19,7 @@ from shared.errors import faults_explained
 
 _PREFIX = "deltaguard-"
 _LOCK = ".lock"
+_PIECE_BYTES = 1024 * 1024
 _GRACE_SECONDS = 60.0  # between the creation of a folder and the lock inside it
 
 
@@ -55,6 +60,40 @@ def sweep_scratch() -> int:
             shutil.rmtree(folder, ignore_errors=True)
             removed += 1
     return removed
+
+
+def copy_file(source: Path, target: Path) -> int:
+    """Copies a file with its holes: one of 2 GiB of which a page is there takes a page of the scratch disk too.
+
+    Returns:
+        Its size in bytes.
+
+    Raises:
+        OSError: It could not be read or written, or there is a target already.
+    """
+    with source.open("rb") as reading, target.open("xb") as writing:
+        size = os.fstat(reading.fileno()).st_size
+        for start, end in _extents(reading.fileno(), size):
+            reading.seek(start)
+            writing.seek(start)
+            for at in range(start, end, _PIECE_BYTES):
+                writing.write(reading.read(min(_PIECE_BYTES, end - at)))
+        writing.truncate(size)
+    return size
+
+
+def _extents(descriptor: int, size: int) -> Iterator[tuple[int, int]]:
+    """Where the data of an open file of `size` bytes begin and end (lseek(2); all of it where no holes are known)."""
+    end = 0
+    while end < size:
+        try:
+            start = os.lseek(descriptor, end, os.SEEK_DATA)
+        except OSError as error:
+            if error.errno == errno.ENXIO:  # nothing but a hole up to the end
+                return
+            raise
+        end = os.lseek(descriptor, start, os.SEEK_HOLE)
+        yield start, min(end, size)
 
 
 def _abandoned(lock: Path) -> bool:

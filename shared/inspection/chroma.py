@@ -6,11 +6,9 @@ spare, is a proof. Whatever the machine rather than the bytes may have caused is
 
 from __future__ import annotations
 
-import errno
 import json
 import os
 import signal
-from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +17,7 @@ from shared.delta import is_chroma_file
 from shared.errors import CouldNotCheck, faults_explained
 from shared.inspection.pool import POOL
 from shared.inspection.records import Contents
-from shared.scratch import scratch_folder
+from shared.scratch import copy_file, scratch_folder
 from shared.verdict import Finding
 
 _ATTEMPTS = 2
@@ -27,7 +25,6 @@ _ROOM_BYTES = 256 * 1024 * 1024
 _ROOM_FACTOR = 4
 _BUSY_SHARE = 0.5
 """A child that hangs because of the bytes keeps the processor busy; one that waits is starved, not stuck."""
-_PIECE_BYTES = 1024 * 1024
 _MOST_ANSWER, _MOST_ERRORS = 1024 * 1024, 64 * 1024
 
 # Words of an environment fault in the messages of Chroma, SQLite and the operating system, and what they say.
@@ -120,35 +117,8 @@ def _copy(folder: Path, copy: Path) -> int:
         if is_chroma_file(name) and path.is_file() and not path.is_symlink():
             target = copy / name
             target.parent.mkdir(parents=True, exist_ok=True)
-            size += _copy_file(path, target)
+            size += copy_file(path, target)
     return size
-
-
-def _copy_file(source: Path, target: Path) -> int:
-    """Copies a file with its holes: one of 2 GiB of which a page is there takes a page of the scratch disk too."""
-    with source.open("rb") as reading, target.open("xb") as writing:
-        size = os.fstat(reading.fileno()).st_size
-        for start, end in _extents(reading.fileno(), size):
-            reading.seek(start)
-            writing.seek(start)
-            for at in range(start, end, _PIECE_BYTES):
-                writing.write(reading.read(min(_PIECE_BYTES, end - at)))
-        writing.truncate(size)
-    return size
-
-
-def _extents(descriptor: int, size: int) -> Iterator[tuple[int, int]]:
-    """Where the data of an open file of `size` bytes begin and end (lseek(2); all of it where no holes are known)."""
-    end = 0
-    while end < size:
-        try:
-            start = os.lseek(descriptor, end, os.SEEK_DATA)
-        except OSError as error:
-            if error.errno == errno.ENXIO:  # nothing but a hole up to the end
-                return
-            raise
-        end = os.lseek(descriptor, start, os.SEEK_HOLE)
-        yield start, min(end, size)
 
 
 def _run(copy: Path, scratch: Path, seconds: float, *, fresh: bool) -> _Answer | _Death:

@@ -456,7 +456,7 @@ def test_the_memory_of_this_machine_is_a_plausible_number() -> None:
     [
         ("shared.inspection.pool.subprocess.Popen", errno.EMFILE, "check.descriptors"),
         ("shared.inspection.pool.subprocess.Popen", errno.ENOMEM, "check.memory"),
-        ("shared.inspection.chroma._copy_file", errno.ENOSPC, "check.disk_full"),
+        ("shared.inspection.chroma.copy_file", errno.ENOSPC, "check.disk_full"),
         ("shared.inspection.chroma.Path.open", errno.ENOSPC, "check.disk_full"),
         ("shared.inspection.chroma.Path.open", errno.EMFILE, "check.descriptors"),
     ],
