@@ -228,7 +228,7 @@ class _Times:
 
 
 class _VectorProblems:
-    """Collects what is wrong with the vectors of the queue; their numbers are looked at some megabytes at a time.
+    """Collects what is wrong with the vectors of the queue; their numbers are looked at many rows at a time.
 
     A vector that Chroma cannot decode stops its reader wherever it stands. One that decodes to wrong numbers does harm
     only while no later operation replaces or deletes it.
