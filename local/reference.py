@@ -22,6 +22,7 @@ ROOT = Path(__file__).parent.parent
 _GIB = 1024**3
 
 _WEIGHTS = {
+    Weight.DOUBT: "undetermined, whatever else was found",
     Weight.PROOF: "corrupt",
     Weight.PENDING: "corrupt, or incomplete while files may still arrive",
     Weight.UNCHECKED: "undetermined",
@@ -64,6 +65,12 @@ the only way to see damage in values alone: a flipped bit of a vector, two files
         "Only at depth `open`. A failure counts when a second, fresh process of its own fails in the same way.",
         "Process the batch again, and report the delta: the bytes should have shown it before Chroma was asked.",
     ),
+    "verdict": (
+        "Doubt about a verdict",
+        "Something speaks against acting on what was found. Nothing is moved, the gate refuses the delta, and a person "
+        "is told.",
+        "Look at the evidence of both sides in the findings. `verdict.deltas_below`: a file lies one level too high.",
+    ),
     "quarantine": (
         "What was found before",
         "Said by the gate when a delta of a chunk is not in its place because it was quarantined.",
@@ -95,8 +102,8 @@ def findings() -> str:
         "# Findings",
         "",
         "Made from `shared/findings.py` by `make docs`. A code is stable: logs, metrics and tools may match on it. The",
-        "status of a delta follows from its findings and from nothing else: `corrupt` if one of them is a proof, else",
-        "`undetermined` if something could not be checked, else `incomplete` if something is awaited, else `healthy`.",
+        "status of a delta follows from its findings and from nothing else: `undetermined` if one of them is a doubt,",
+        "else `corrupt` if one is a proof, else `undetermined` if something could not be checked, else `incomplete` if something is awaited, else `healthy`.",
     ]
     for group, (title, words, advice) in _GROUPS.items():
         lines += [

@@ -36,6 +36,9 @@ class Advice:
 
 
 _AGAIN = {
+    "verdict.deltas_below": "scan what lies below, and remove by hand what does not belong on this level",
+    "verdict.disagreement": "look at both findings, and report this to Deltaguard: one of the two is wrong",
+    "check.in_use": "close the client that has it open, then check again",
     "check.access_denied": "grant this role s3:ListBucket and s3:GetObject here, then check again",
     "check.throttled": "the store asked to slow down: check again in a minute, with fewer --jobs",
     "check.size_cap": "raise DELTAGUARD_MAX_DELTA_BYTES if it is meant to be so large, then check again",

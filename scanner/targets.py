@@ -43,7 +43,7 @@ def root_named(target: str) -> StoredRoot | Path:
     if not _is_uri(target):
         return _folder(target)
     bucket, prefix = parse_s3_uri(_encodable(target))
-    return StoredRoot(bucket, prefix.rstrip("/") + "/" if prefix.strip("/") else "")
+    return StoredRoot(bucket, prefix if not prefix or prefix.endswith("/") else prefix + "/")
 
 
 def require_objects(store: Store, location: DeltaLocation) -> None:

@@ -13,6 +13,8 @@ from enum import StrEnum
 class Weight(StrEnum):
     """What a finding does to the verdict, strongest first."""
 
+    DOUBT = "doubt"
+    """Something speaks against acting on a proof, or on its absence: `undetermined`, whatever else was found."""
     PROOF = "proof"
     """The bytes prove that something stored is lost, wrong or unreadable: `corrupt`."""
     PENDING = "pending"
@@ -33,6 +35,7 @@ class FindingKind:
     meaning: str
 
 
+_D = Weight.DOUBT
 _P, _A, _U, _W, _N = Weight.PROOF, Weight.PENDING, Weight.UNCHECKED, Weight.AWAITED, Weight.NOTE
 
 CATALOGUE: dict[str, FindingKind] = {
@@ -99,6 +102,10 @@ CATALOGUE: dict[str, FindingKind] = {
     "chroma.crashed": FindingKind(_P, "Reading the delta kills the process, twice, in fresh processes."),
     "chroma.hung": FindingKind(_P, "Reading the delta keeps the processor busy without end, twice."),
     "chroma.content_differs": FindingKind(_P, "Chroma returns other content than the delta's bytes hold."),
+    # what speaks against acting on a verdict
+    "verdict.deltas_below": FindingKind(_D, "Other deltas lie below this one's prefix, so it is never moved."),
+    "verdict.disagreement": FindingKind(_D, "The bytes and Chroma contradict each other: a person must look."),
+    "check.in_use": FindingKind(_D, "A client has the directory open or writes to it: close it and check again."),
     # found in quarantine
     "quarantine.held": FindingKind(_P, "The delta was found corrupt earlier and lies in quarantine."),
     # found by the gate

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from shared import tags as verdict_tags
-from shared.delta import DATABASE, MANIFEST, DeltaLocation, Listing, is_chroma_file
+from shared.delta import DATABASE, MANIFEST, DeltaLocation, Listing, is_chroma_file, printable
 from shared.errors import CouldNotCheck, ObjectChanged, StorageError
 from shared.findings import Weight
 from shared.folder import FolderContent, check_size, checksum_of, list_folder
@@ -23,6 +23,8 @@ from shared.verdict import Depth, Finding, Status, Verdict, abridged, status_of
 
 if TYPE_CHECKING:  # a local check needs no boto3
     from shared.storage import Store
+
+_BELOW_SHOWN = 3
 
 
 def clock() -> datetime:
@@ -163,6 +165,7 @@ class _Work:
             return
         try:
             self.manifest = Manifest.parse(read(MAX_MANIFEST_BYTES + 1))
+            self.listing = self.listing.owning(file.name for file in self.manifest.files)
         except ValueError as error:
             self.observed.append(Finding("manifest.unreadable", MANIFEST, str(error)))
 
@@ -192,6 +195,10 @@ class _Work:
         self.checksums |= computed
 
     def judgement(self) -> Judgement:
+        if self.listing.below and status_of(self.observed) is Status.CORRUPT:
+            some = ", ".join(printable(prefix, 80) for prefix in sorted(self.listing.below)[:_BELOW_SHOWN])
+            detail = f"{len(self.listing.below)} deltas lie below it, such as {some}: scan judges each of them"
+            self.observed.append(Finding("verdict.deltas_below", "", detail))
         verdict = Verdict(
             self.delta,
             self.depth,

@@ -7,7 +7,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from shared.delta import MANIFEST, Listing, printable
+from shared.delta import MANIFEST, Listing, may_own, printable
 from shared.verdict import CollectionCount, Finding
 
 MAX_MANIFEST_BYTES = 4 * 1024 * 1024
@@ -60,11 +60,15 @@ class Manifest(BaseModel):
         if len(data) > MAX_MANIFEST_BYTES:
             raise ValueError(f"{len(data)} bytes, at most {MAX_MANIFEST_BYTES} expected")
         try:
-            return cls.model_validate_json(data)
+            manifest = cls.model_validate_json(data)
         except ValidationError as error:
             first = error.errors(include_url=False, include_input=False)[0]
             where = ".".join(str(part) for part in first["loc"]) or "document"
             raise ValueError(printable(f"{where}: {first['msg']}", 300)) from error
+        strange = next((file.name for file in manifest.files if not may_own(file.name)), None)
+        if strange is not None:
+            raise ValueError(f"it lists {printable(strange)!r}, which cannot be a file of this delta")
+        return manifest
 
 
 def encode_checksum(crc64nvme: int) -> str:

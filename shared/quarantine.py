@@ -14,6 +14,7 @@ Killed before or after any request and run again, every object is whole in its p
 
 from __future__ import annotations
 
+import hashlib
 import re
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -22,7 +23,7 @@ from weakref import WeakSet
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from shared.delta import DATABASE, MANIFEST, DeltaFile, DeltaLocation, Listing, printable
+from shared.delta import DATABASE, MANIFEST, MAX_NAME_BYTES, DeltaFile, DeltaLocation, Listing, printable
 from shared.errors import DeltaguardError, ObjectChanged, ObjectGone, StorageError
 from shared.judgement import Judgement
 from shared.settings import Settings
@@ -33,6 +34,11 @@ from shared.verdict import Status
 RECORD = "quarantine.json"
 HISTORY = "history.json"
 FINGERPRINT = re.compile(r"[0-9a-f]{64}")
+LONG_KEYS = ".long-keys"
+"""Name, below the quarantine prefix, of the place for deltas whose keys would become longer than S3 takes."""
+
+_MAX_KEY_BYTES = 1024
+_FINGERPRINT_BYTES = 65  # with the slash behind it
 
 _MAX_RECORD_BYTES = 16 * 1024 * 1024
 # What lies beside the files of a delta: a file of the delta that has such a name is kept under another.
@@ -134,6 +140,8 @@ def quarantine(store: Store, location: DeltaLocation, judgement: Judgement, sett
     """
     if judgement.verdict.status is not Status.CORRUPT or not judgement.listing.files:
         raise DeltaguardError(f"{location.uri}: only a corrupt delta is quarantined, not {judgement.verdict.status}")
+    if judgement.listing.below:
+        raise DeltaguardError(f"{location.uri}: {len(judgement.listing.below)} deltas lie below it, so it is not moved")
     if is_quarantined(location, settings):
         raise DeltaguardError(f"{location.uri} lies in quarantine already")
     listing = judgement.listing
@@ -155,9 +163,18 @@ def quarantine(store: Store, location: DeltaLocation, judgement: Judgement, sett
 
 
 def place_of(location: DeltaLocation, settings: Settings) -> DeltaLocation:
-    """Where every quarantined state of this delta lies, each below its own fingerprint."""
+    """Where every quarantined state of this delta lies, each below its own fingerprint.
+
+    That is the delta's own prefix below the quarantine prefix, or, where its keys would be longer there than S3 takes
+    (https://docs.aws.amazon.com/AmazonS3/latest/userguide/object-keys.html), one made of the sha256 of its URI.
+    """
     bucket, prefix = settings.quarantine_of(location.bucket)
-    return DeltaLocation(bucket, prefix + location.prefix.rstrip("/") + "/")
+    key = prefix + location.prefix
+    longest = len(key.encode("utf-8", "surrogatepass")) + _FINGERPRINT_BYTES + MAX_NAME_BYTES + len(".file")
+    if longest > _MAX_KEY_BYTES:
+        digest = hashlib.sha256(location.uri.encode("utf-8", "surrogatepass")).hexdigest()
+        key = f"{prefix}{LONG_KEYS}/{digest}/"
+    return DeltaLocation(bucket, key)
 
 
 def is_quarantined(location: DeltaLocation, settings: Settings) -> bool:

@@ -9,11 +9,21 @@ import os
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from enum import StrEnum
 from typing import Any, Self
 
 from shared.delta import BUCKET_NAME
 from shared.errors import SettingsError
 from shared.verdict import Depth
+
+
+class Act(StrEnum):
+    """What is done with a corrupt delta."""
+
+    QUARANTINE = "quarantine"
+    """It is moved into quarantine, its batch requested again, and everybody told."""
+    REPORT = "report"
+    """It is reported and told of; nothing is moved, nothing requested: how a careful team begins."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,9 +35,13 @@ class Settings:
         quarantine_prefix: Prefix below which they lie there, without `/` at its ends.
         depth: Depth of the validator's check.
         settle_seconds: Without a manifest, how long nothing may have arrived before a delta counts as whole.
+        arrival_seconds: How long a missing file may still be on its way: before that it is no proof of a loss.
         manifest_required: Whether a delta without a manifest stays `incomplete`.
         max_delta_bytes: A larger delta is not downloaded: `undetermined`.
         probe_timeout_seconds: How long Chroma may take over one delta.
+        act: What is done with a corrupt delta: moved into quarantine, or only reported (`DELTAGUARD_ACT`).
+        max_quarantines_per_minute: More deltas than these the validator does not move within a minute; it tells a
+            person instead. None: no limit.
         stage: Deployment stage, a dimension of every metric.
         event_bus: Name or ARN of the EventBridge bus that is told; None: nobody is.
         resubmit_queue_url: SQS queue for requests to process the batch of a corrupt delta again; None: none are made.
@@ -41,9 +55,12 @@ class Settings:
     quarantine_prefix: str = "quarantine"
     depth: Depth = Depth.OPEN
     settle_seconds: float = 60.0
+    arrival_seconds: float = 6 * 3600.0
     manifest_required: bool = False
     max_delta_bytes: int = 2 * 1024**3
     probe_timeout_seconds: float = 60.0
+    act: Act = Act.QUARANTINE
+    max_quarantines_per_minute: int | None = None
     stage: str = "dev"
     event_bus: str | None = None
     resubmit_queue_url: str | None = None
@@ -164,6 +181,18 @@ def _resubmissions(text: str) -> int:
     return int(text)
 
 
+def _act(text: str) -> Act:
+    if text not in set(Act):
+        raise ValueError(f"must be {' or '.join(Act)}")
+    return Act(text)
+
+
+def _quarantines(text: str) -> int:
+    if not re.fullmatch(r"\d{1,6}", text, re.ASCII) or not int(text):
+        raise ValueError("must be a whole number from 1 to 999999")
+    return int(text)
+
+
 def _days(text: str) -> int:
     if not text.isdecimal() or int(text) > _MOST_DAYS:
         raise ValueError(f"must be a whole number of days, at most {_MOST_DAYS}")
@@ -175,9 +204,12 @@ _VARIABLES: dict[str, tuple[str, Callable[[str], object]]] = {
     "quarantine_prefix": ("DELTAGUARD_QUARANTINE_PREFIX", _prefix),
     "depth": ("DELTAGUARD_DEPTH", _depth),
     "settle_seconds": ("DELTAGUARD_SETTLE_SECONDS", _seconds(0)),
+    "arrival_seconds": ("DELTAGUARD_ARRIVAL_SECONDS", _seconds(0)),
     "manifest_required": ("DELTAGUARD_MANIFEST", _manifest_required),
     "max_delta_bytes": ("DELTAGUARD_MAX_DELTA_BYTES", _bytes),
     "probe_timeout_seconds": ("DELTAGUARD_PROBE_TIMEOUT_SECONDS", _seconds(1)),
+    "act": ("DELTAGUARD_ACT", _act),
+    "max_quarantines_per_minute": ("DELTAGUARD_MAX_QUARANTINES_PER_MINUTE", _quarantines),
     "stage": ("DELTAGUARD_STAGE", str),
     "event_bus": ("DELTAGUARD_EVENT_BUS", _bus),
     "resubmit_queue_url": ("DELTAGUARD_RESUBMIT_QUEUE_URL", _queue_url),

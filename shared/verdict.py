@@ -85,8 +85,10 @@ class CollectionCount:
 
 
 def status_of(findings: Iterable[Finding]) -> Status:
-    """The status that these findings lead to: a proof outweighs everything, a note changes nothing."""
+    """The status that these findings lead to: a doubt outweighs a proof, a proof the rest, a note changes nothing."""
     weights = {finding.weight for finding in findings}
+    if Weight.DOUBT in weights:
+        return Status.UNDETERMINED
     if weights & {Weight.PROOF, Weight.PENDING}:
         return Status.CORRUPT
     if Weight.UNCHECKED in weights:

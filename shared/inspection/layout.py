@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from shared.delta import DATABASE, JOURNALS, MANIFEST, Listing, printable, segment_of
+from shared.delta import DATABASE, JOURNALS, Listing, printable, segment_of
 from shared.verdict import Finding
 
 _HARMLESS_SHARED_MEMORY = "chroma.sqlite3-shm"
@@ -17,9 +17,7 @@ _FOREIGN_SHOWN = 5
 def inspect_names(listing: Listing) -> list[Finding]:
     """What is wrong with the database's files and the foreign ones, before any byte is read."""
     findings = [*_database(listing), *_journals(listing)]
-    foreign = [
-        f.name for f in listing.files if f.name not in (DATABASE, MANIFEST, *JOURNALS) and not segment_of(f.name)
-    ]
+    foreign = [file.name for file in listing.others]
     for name in foreign[:_FOREIGN_SHOWN]:
         hostile = name.startswith("/") or ".." in name.split("/") or "\\" in name or not name.isprintable()
         code = "layout.file_name_hostile" if hostile else "layout.foreign_file"
@@ -43,9 +41,9 @@ def segments_in(listing: Listing) -> dict[str, dict[str, int]]:
 def _database(listing: Listing) -> list[Finding]:
     database = listing.by_name.get(DATABASE)
     if database is None:
-        below = sum(file.name.endswith(f"/{DATABASE}") for file in listing.files)
-        others = f"among {len(listing.files)} files" if listing.files else "and nothing else either"
-        hint = f"; {below} deltas lie below: scan finds them" if below else ""
+        count = len(listing.files) + len(listing.others)
+        others = f"among {count} files" if count else "and nothing else either"
+        hint = f"; {len(listing.below)} deltas lie below: scan finds them" if listing.below else ""
         return [Finding("layout.database_missing", DATABASE, f"not there, {others}{hint}")]
     if database.size <= 1:
         return [Finding("sqlite.empty", DATABASE, f"{database.size} bytes; Chroma would open it as an empty delta")]

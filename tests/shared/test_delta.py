@@ -68,7 +68,11 @@ def test_a_whole_bucket_is_not_a_delta(uri: str) -> None:
         DeltaLocation.parse(uri)
 
 
-@pytest.mark.parametrize("uri", ["s3://deltas/tenant/d1", "s3://deltas/tenant/d1/", "s3://deltas/tenant/d1//"])
+def test_a_prefix_that_ends_in_two_slashes_is_another_one() -> None:
+    assert DeltaLocation.parse("s3://deltas/tenant/d1//") == DeltaLocation("deltas", "tenant/d1//")
+
+
+@pytest.mark.parametrize("uri", ["s3://deltas/tenant/d1", "s3://deltas/tenant/d1/"])
 def test_a_location_is_the_same_with_and_without_a_slash_at_its_end(uri: str) -> None:
     location = DeltaLocation.parse(uri)
     assert location == DeltaLocation("deltas", "tenant/d1/")

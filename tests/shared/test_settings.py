@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from shared.errors import SettingsError
-from shared.settings import Settings
+from shared.settings import Act, Settings
 from shared.verdict import Depth
 
 
@@ -24,6 +24,9 @@ def test_without_variables_the_defaults_hold() -> None:
         resubmit_target=None,
         max_resubmissions=3,
         quarantine_retention_days=30,
+        arrival_seconds=21600,
+        act=Act.QUARANTINE,
+        max_quarantines_per_minute=None,
     )
 
 
@@ -38,6 +41,9 @@ SET = [
     ("DELTAGUARD_DEPTH", "structure", Settings(depth=Depth.STRUCTURE)),
     ("DELTAGUARD_SETTLE_SECONDS", "0", Settings(settle_seconds=0)),
     ("DELTAGUARD_SETTLE_SECONDS", "2.5", Settings(settle_seconds=2.5)),
+    ("DELTAGUARD_ARRIVAL_SECONDS", "3600", Settings(arrival_seconds=3600)),
+    ("DELTAGUARD_ACT", "report", Settings(act=Act.REPORT)),
+    ("DELTAGUARD_MAX_QUARANTINES_PER_MINUTE", "60", Settings(max_quarantines_per_minute=60)),
     ("DELTAGUARD_MANIFEST", "required", Settings(manifest_required=True)),
     ("DELTAGUARD_MANIFEST", "optional", Settings(manifest_required=False)),
     ("DELTAGUARD_MAX_DELTA_BYTES", "1", Settings(max_delta_bytes=1)),
@@ -89,6 +95,9 @@ def test_the_process_s_own_environment_is_read_by_default(monkeypatch: pytest.Mo
         ("DELTAGUARD_SETTLE_SECONDS", "-1", "must be at least 0 seconds"),
         ("DELTAGUARD_SETTLE_SECONDS", "nan", "seconds"),
         ("DELTAGUARD_SETTLE_SECONDS", "inf", "seconds"),
+        ("DELTAGUARD_ARRIVAL_SECONDS", "6h", "must be a number of seconds"),
+        ("DELTAGUARD_ACT", "delete", "must be quarantine or report"),
+        ("DELTAGUARD_MAX_QUARANTINES_PER_MINUTE", "0", "whole number from 1"),
         ("DELTAGUARD_MANIFEST", "yes", "must be optional or required"),
         ("DELTAGUARD_MAX_DELTA_BYTES", "0", "at least 1"),
         ("DELTAGUARD_MAX_DELTA_BYTES", "-5", "whole number of bytes"),

@@ -12,6 +12,7 @@ from shared.findings import CATALOGUE, Weight
 from shared.verdict import CollectionCount, Depth, Finding, Status, Verdict, abridged, status_of
 
 EXAMPLES = {
+    Weight.DOUBT: Finding("verdict.deltas_below", "", "3 deltas lie below it"),
     Weight.PROOF: Finding("sqlite.truncated", "chroma.sqlite3", "4000 bytes"),
     Weight.PENDING: Finding("layout.database_missing", "chroma.sqlite3", "not there"),
     Weight.UNCHECKED: Finding("check.timeout", "", "60 s"),
@@ -19,6 +20,7 @@ EXAMPLES = {
     Weight.NOTE: Finding("layout.foreign_file", ".DS_Store", "not a file of Chroma's"),
 }
 STRONGEST_FIRST = (
+    (Weight.DOUBT, Status.UNDETERMINED),
     (Weight.PROOF, Status.CORRUPT),
     (Weight.PENDING, Status.CORRUPT),
     (Weight.UNCHECKED, Status.UNDETERMINED),
