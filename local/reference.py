@@ -67,8 +67,8 @@ the only way to see damage in values alone: a flipped bit of a vector, two files
     ),
     "verdict": (
         "Doubt about a verdict",
-        "Something speaks against acting on what was found. Nothing is moved, the gate refuses the delta, and a person "
-        "is told.",
+        """Something speaks against acting on what was found. Nothing is moved, the gate refuses the delta, and a
+person is told.""",
         "Look at the evidence of both sides in the findings. `verdict.deltas_below`: a file lies one level too high.",
     ),
     "quarantine": (
@@ -103,7 +103,8 @@ def findings() -> str:
         "",
         "Made from `shared/findings.py` by `make docs`. A code is stable: logs, metrics and tools may match on it. The",
         "status of a delta follows from its findings and from nothing else: `undetermined` if one of them is a doubt,",
-        "else `corrupt` if one is a proof, else `undetermined` if something could not be checked, else `incomplete` if something is awaited, else `healthy`.",
+        "else `corrupt` if one is a proof, else `undetermined` if something could not be checked, else `incomplete` if",
+        "something is awaited, else `healthy`.",
     ]
     for group, (title, words, advice) in _GROUPS.items():
         lines += [
