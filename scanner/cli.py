@@ -158,7 +158,12 @@ _judging = _together(
     _output,
     _jobs,
     _no_cache,
-    click.option("--quarantine", is_flag=True, help="Move each corrupt delta in S3 into quarantine, and say where to."),
+    click.option(
+        "--quarantine",
+        is_flag=True,
+        help="Once all are judged, move each corrupt delta in S3 into quarantine, if Chroma, asked as a second "
+        "witness, finds it corrupt, too.",
+    ),
     click.option("--dry-run", is_flag=True, help="With --quarantine: say what would be moved, and touch nothing."),
 )
 _choosing = _together(
@@ -181,6 +186,8 @@ _choosing = _together(
 def _require_sense(options: dict[str, Any]) -> None:
     if options["dry_run"] and not options["quarantine"]:
         raise click.UsageError("--dry-run goes with --quarantine: nothing else would be changed")
+    if options.get("yes") and not options["quarantine"]:
+        raise click.UsageError("--yes goes with --quarantine: nothing else would be asked")
     resume, output = options.get("resume"), options["output"]
     if resume is not None and output is not None and resume.absolute() == output.absolute():
         raise click.UsageError("--resume and --output name the same file")
@@ -226,6 +233,11 @@ def check(ctx: click.Context, /, targets: tuple[str, ...], **options: Any) -> No
     "--remote",
     is_flag=True,
     help="Have many functions at once scan: start DELTAGUARD_SCAN_STATE_MACHINE and wait for its report.",
+)
+@click.option(
+    "--yes",
+    is_flag=True,
+    help="With --quarantine: move the corrupt deltas also where they are more than 5 and more than 20 % of all.",
 )
 @click.pass_context
 def scan(ctx: click.Context, /, targets: tuple[str, ...], **options: Any) -> None:

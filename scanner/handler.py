@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
@@ -15,20 +14,18 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from scanner.discovery import FoundDelta
 from scanner.fleet import operate, seconds_left, stored_root
 from scanner.judge import Judge
+from scanner.removal import Brake, action_of, remove_all
 from scanner.scan import MAX_JOBS, Tally, default_jobs, judge_all
 from scanner.targets import StoredRoot, deltas_below, require_bucket
 from shared.delta import DeltaLocation, parse_s3_uri
-from shared.errors import CouldNotCheck, MessagingError, StorageError, TargetError
-from shared.judgement import Judgement, judge_stored
-from shared.messaging import current_messaging
-from shared.outbox import tell_of_quarantine
-from shared.quarantine import quarantine
+from shared.errors import CouldNotCheck, TargetError
+from shared.judgement import Judgement
+from shared.quarantine import is_quarantined
 from shared.scratch import scratch_folder, sweep_scratch
-from shared.settings import Settings
+from shared.settings import Act, Settings
 from shared.telemetry import logger, traced
-from shared.verdict import Depth, Status, Verdict
+from shared.verdict import Depth, Status
 
-_COMPONENT = "scanner"
 _RESERVE_SECONDS = 30.0  # for the checks that still run, and for writing the results
 
 
@@ -39,6 +36,7 @@ class ScanRequest(BaseModel):
         targets: Where to look for deltas: `s3://bucket/prefix`.
         depth: How far to go.
         quarantine: Whether corrupt deltas are moved into quarantine; never without being asked.
+        yes: Whether they are moved even where they are a great part of what was judged.
         output: Where one JSON object a delta and the summary go, as `s3://bucket/key`; None keeps only the summary.
         max_duration: Seconds after which no further delta is begun; at most what the invocation has.
         jobs: How many deltas are judged at once; None leaves it to the depth and the CPUs.
@@ -49,6 +47,7 @@ class ScanRequest(BaseModel):
     targets: Annotated[tuple[str, ...], Field(min_length=1)]
     depth: Depth = Depth.STRUCTURE
     quarantine: bool = False
+    yes: bool = False
     output: str | None = None
     max_duration: Annotated[float, Field(gt=0)] | None = None
     jobs: Annotated[int, Field(ge=1, le=MAX_JOBS)] | None = None
@@ -101,16 +100,37 @@ class _Scan:
         self._tally = Tally()
         self._quarantined = 0
         self._late = False
-        self._lock = threading.Lock()
+        self._jobs = request.jobs or default_jobs(request.depth, os.cpu_count() or 1)
 
     def run(self, roots: list[StoredRoot], write: Callable[[dict[str, Any]], object]) -> None:
-        """Judges what lies below the roots, and writes each verdict."""
-        jobs = self._request.jobs or default_jobs(self._request.depth, os.cpu_count() or 1)
-        judge = self._judge_and_quarantine if self._request.quarantine else self.judge
-        with closing(judge_all(self._found(roots), judge, jobs)) as verdicts:
+        """Judges what lies below the roots, writes each verdict, and moves what is corrupt if it was asked to."""
+        corrupt: dict[DeltaLocation, None] = {}
+        with closing(judge_all(self._found(roots), self.judge, self._jobs)) as verdicts:
             for verdict in verdicts:
                 self._tally.add(verdict)
+                if verdict.status is Status.CORRUPT:
+                    corrupt[DeltaLocation.parse(verdict.delta)] = None
                 write(verdict.as_json())
+        if self._request.quarantine:
+            self._remove(corrupt)
+
+    def _remove(self, corrupt: dict[DeltaLocation, None]) -> None:
+        brake = Brake(self._tally.total, len(corrupt), self._request.yes)
+        if brake.holds:
+            logger.error(brake.reason)
+            return
+        movable = [location for location in corrupt if not is_quarantined(location, self._settings)]
+        action = action_of(self._settings, logger.warning, dry_run=False)
+        moved = remove_all(self.judge.store, movable, self._confirm, action, logger.warning, self._jobs)
+        if self._settings.act is Act.QUARANTINE:
+            self._quarantined = moved
+        self._tally.unfinished = self._tally.unfinished or moved < len(movable)
+
+    def _confirm(self, location: DeltaLocation) -> Judgement:
+        if time.monotonic() > self._deadline:
+            self._late = True
+            raise CouldNotCheck("check.timeout", f"{location.uri}: no time was left to move it")
+        return self.judge.confirmed(location)
 
     def summary(self) -> dict[str, Any]:
         """What was done, in numbers."""
@@ -128,28 +148,6 @@ class _Scan:
             except CouldNotCheck as fault:
                 self._tally.unfinished = True
                 logger.error("Target cannot be listed to its end", extra={"target": root, "reason": fault.detail})
-
-    def _judge_and_quarantine(self, delta: FoundDelta) -> Verdict:
-        """As the judge, but on a listing of this moment, and with consequences for a corrupt delta."""
-        store, location = self.judge.store, delta.location
-        judgement = judge_stored(store, location, self.judge.depth, self._settings)
-        if judgement.gone:
-            return self.judge(delta)
-        if judgement.verdict.status is Status.CORRUPT:
-            self._quarantine(location, judgement)
-        return judgement.verdict
-
-    def _quarantine(self, location: DeltaLocation, judgement: Judgement) -> None:
-        try:
-            done = quarantine(self.judge.store, location, judgement, self._settings)
-            tell_of_quarantine(self.judge.store, current_messaging(), location, self._settings, _COMPONENT)
-        except (StorageError, MessagingError) as error:
-            self._tally.unfinished = True
-            logger.error("Quarantine not finished, or not told of", extra={"delta": location.uri, "reason": str(error)})
-            return
-        with self._lock:
-            self._quarantined += 1
-        logger.error("Delta quarantined", extra={"delta": location.uri, "quarantine": done.place.uri})
 
 
 def _request(event: object) -> ScanRequest:

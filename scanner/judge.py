@@ -71,6 +71,10 @@ class Judge:
             return judgement
         return self._gone(location.uri, f"{location.uri}: nothing lies there any more")
 
+    def confirmed(self, location: DeltaLocation) -> Judgement:
+        """Judges a delta in S3 as whoever acts on the verdict has to: by its bytes, whatever a tag says."""
+        return judge_stored(self.store, location, self.depth, self.settings)
+
     def _judge(self, location: DeltaLocation, listing: Listing | None) -> Judgement:
         trust = self._trust_tags and self._keeps_tags(location)
         return judge_stored(self.store, location, self.depth, self.settings, trust_tags=trust, listing=listing)

@@ -7,12 +7,10 @@ import time
 from collections.abc import Callable, Generator, Iterator
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import click
 
 from scanner.checkpoint import Checkpoint
-from scanner.discovery import FoundDelta
 from scanner.interruption import interruptible
 from scanner.judge import Judge
 from scanner.pace import Pace, Patient
@@ -22,10 +20,8 @@ from scanner.scan import Tally, judge_all
 from scanner.supply import Task, until
 from shared.delta import DeltaLocation, printable
 from shared.scratch import sweep_scratch
+from shared.settings import Act
 from shared.verdict import Status, Verdict
-
-if TYPE_CHECKING:
-    from scanner.removal import Removal
 
 _LONGEST = 2000
 
@@ -41,8 +37,9 @@ class Handling:
         jobs: How many at once.
         format: One of `scanner.report.REPORTS`.
         checkpoint: Where each verdict is taken down; None for nowhere.
-        quarantine: Whether corrupt deltas are moved into quarantine.
+        quarantine: Whether corrupt deltas are moved into quarantine, once all are judged.
         dry_run: Whether they are only said to be.
+        yes: Whether they are moved even where they are a great part of what was judged.
         seconds: After which time no more are begun; None for no limit.
     """
 
@@ -52,6 +49,7 @@ class Handling:
     checkpoint: Checkpoint | None = None
     quarantine: bool = False
     dry_run: bool = False
+    yes: bool = False
     seconds: float | None = None
 
 
@@ -71,6 +69,7 @@ class Run:
         self._output = output
         self._total = total
         self._display: Display | None = None
+        self._corrupt: dict[DeltaLocation, None] = {}
 
     def of(self, tasks: Iterator[Task], count: Count | None = None) -> Tally:
         """Judges the tasks and reports on them, until they end, the time is over or the user wants no more.
@@ -98,6 +97,8 @@ class Run:
                     with interruption.step():  # what is reported is counted, and the other way round
                         self._take(outcome, report)
                         shown.show(tally)
+                if handling.quarantine:
+                    self._remove()
         except KeyboardInterrupt:
             tally.interrupted = True
             click.echo("interrupted; checks that still run end first (Ctrl-C again: at once)", err=True)
@@ -123,6 +124,7 @@ class Run:
         if self._handling.checkpoint is not None:
             for verdict in self._handling.checkpoint.verdicts():
                 self.tally.add(verdict)
+                self._note(verdict)
                 report.add(verdict)
             self.tally.earlier = self.tally.total
 
@@ -130,37 +132,40 @@ class Run:
         handling = self._handling
         if handling.seconds is not None:
             tasks = until(tasks, time.monotonic() + handling.seconds, self._late)
-        removal = self._removal()
 
         def work(task: Task) -> _Outcome:
-            judgement = handling.judge.judgement(task.delta)
-            moved = False
-            if removal is not None and judgement.verdict.status is Status.CORRUPT:
-                moved = removal(handling.judge.store, _location(task), judgement)
-            return _Outcome(task, judgement.verdict, moved)
+            return _Outcome(task, handling.judge(task.delta))
 
         return judge_all(tasks, Patient(work, self.pace, _is_throttled), handling.jobs)
 
-    def _removal(self) -> Removal | None:
-        if not self._handling.quarantine:
-            return None
-        from scanner.removal import Quarantine, Rehearsal  # noqa: PLC0415 - they need boto3, a local check does not
+    def _remove(self) -> None:
+        """Moves what is corrupt into quarantine, or says that it would be moved."""
+        from scanner.removal import Brake, action_of, remove_all  # noqa: PLC0415 - boto3, which a local check lacks
 
-        settings = self._handling.judge.settings
-        if self._handling.dry_run:
-            self.tally.movable = 0
-            return Rehearsal(settings, self.say)
-        self.tally.quarantined = 0
-        return Quarantine(settings, self.say)
+        handling, tally = self._handling, self.tally
+        moved = 0
+        brake = Brake(tally.total, len(self._corrupt), handling.yes)
+        if brake.holds:
+            self.say(brake.reason)
+        elif self._corrupt:
+            action = action_of(handling.judge.settings, self.say, dry_run=handling.dry_run)
+            judge = handling.judge
+            moved = remove_all(judge.store, self._corrupt, judge.confirmed, action, self.say, handling.jobs)
+        if handling.dry_run:
+            tally.movable = moved
+        else:
+            tally.quarantined = moved if handling.judge.settings.act is Act.QUARANTINE else 0
+
+    def _note(self, verdict: Verdict) -> None:
+        """Remembers what is corrupt, where that has consequences."""
+        if self._handling.quarantine and verdict.status is Status.CORRUPT:
+            self._corrupt[DeltaLocation.parse(verdict.delta)] = None
 
     def _take(self, outcome: _Outcome, report: Report) -> None:
         if self._handling.checkpoint is not None:
             self._handling.checkpoint.add(outcome.verdict, outcome.task.place)
         self.tally.add(outcome.verdict)
-        if self.tally.quarantined is not None:
-            self.tally.quarantined += outcome.moved
-        if self.tally.movable is not None:
-            self.tally.movable += outcome.moved
+        self._note(outcome.verdict)
         report.add(outcome.verdict)
 
     def _late(self) -> None:
@@ -173,13 +178,6 @@ class _Outcome:
 
     task: Task
     verdict: Verdict
-    moved: bool
-
-
-def _location(task: Task) -> DeltaLocation:
-    location = task.delta.location if isinstance(task.delta, FoundDelta) else task.delta
-    assert isinstance(location, DeltaLocation), "--quarantine was refused for local folders"
-    return location
 
 
 def _is_throttled(outcome: _Outcome) -> bool:

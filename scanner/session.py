@@ -8,7 +8,7 @@ import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -41,6 +41,7 @@ class Options:
         no_cache: Whether tags with an earlier verdict are not believed.
         quarantine: Whether corrupt deltas are moved into quarantine.
         dry_run: Whether they are only said to be.
+        yes: Whether they are moved even where they are a great part of what was judged.
         resume: The checkpoint to go on from and to write; None for none.
         subset: Which part of the deltas, as `scanner.selection.subset` reads it; None for all.
         max_duration: After which time no more are begun, as `scanner.selection.seconds` reads it; None for no limit.
@@ -54,6 +55,7 @@ class Options:
     no_cache: bool = False
     quarantine: bool = False
     dry_run: bool = False
+    yes: bool = False
     resume: Path | None = None
     subset: str | None = None
     max_duration: str | None = None
@@ -75,7 +77,7 @@ class Options:
     def handling(self, judge: Judge, checkpoint: Checkpoint | None = None) -> Handling:
         """What a run has to know of them."""
         limit = None if self.max_duration is None else seconds(self.max_duration)
-        return Handling(judge, self.threads, self.format, checkpoint, self.quarantine, self.dry_run, limit)
+        return Handling(judge, self.threads, self.format, checkpoint, self.quarantine, self.dry_run, self.yes, limit)
 
     def wanted(self, now: datetime) -> Wanted:
         """Which deltas are wanted, `now` being when their scan began."""
@@ -113,6 +115,8 @@ def check(targets: Sequence[str], options: Options) -> int:
         store = judge.store
         with ThreadPoolExecutor(options.threads) as pool:
             list(pool.map(lambda location: require_objects(store, location), stored))
+    # Whoever names each delta has looked at it: no share of them is too great.
+    options = replace(options, yes=True)
     with Output(options.output) as output:
         run = Run(options.handling(judge), output, len(deltas))
         return run.of(Task(delta, None) for delta in deltas).exit_code()
