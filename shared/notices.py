@@ -124,6 +124,32 @@ class DeltaUndetermined(Notice):
         )
 
 
+class DeltaCorrupt(Notice):
+    """A corrupt delta was found and *not* moved: only reports are wanted, or too many were moved already."""
+
+    detail_type: ClassVar[str] = "Delta Corrupt"
+
+    delta: Uri
+    fingerprint: Fingerprint
+    batch_id: OptionalBatchId
+    depth: Depth
+    findings: tuple[NoticedFinding, ...]
+    kept: Annotated[str, Field(description="Why it was not moved.")]
+
+    @classmethod
+    def of(cls, verdict: Verdict, batch_id: str | None, kept: str) -> Self:
+        """The notice of a corrupt verdict that has no consequences; the same bytes, the same notice."""
+        return cls(
+            id=identity(cls.detail_type, verdict.delta, verdict.fingerprint),
+            delta=verdict.delta,
+            fingerprint=verdict.fingerprint,
+            batch_id=known_batch(batch_id),
+            depth=verdict.depth,
+            findings=NoticedFinding.of(finding.as_json() for finding in verdict.findings),
+            kept=kept,
+        )
+
+
 class DeltaQuarantined(Notice):
     """A corrupt delta was moved: it lies whole in quarantine, and is no longer to be used where it was."""
 
@@ -218,6 +244,7 @@ class Resubmission(_Model):
 NOTICES: tuple[type[Notice], ...] = (
     DeltaValidated,
     DeltaQuarantined,
+    DeltaCorrupt,
     DeltaUndetermined,
     ChunkRejected,
     ResubmissionExhausted,

@@ -13,9 +13,9 @@ from shared.delta import DATABASE, DeltaLocation
 from shared.errors import MessagingError, StorageError
 from shared.judgement import Judgement
 from shared.messaging import Messaging
-from shared.notices import DeltaUndetermined, DeltaValidated, send
+from shared.notices import DeltaCorrupt, DeltaUndetermined, DeltaValidated, send
 from shared.outbox import tell_of_quarantine
-from shared.quarantine import quarantine
+from shared.removal import remove
 from shared.settings import Settings
 from shared.storage import Store
 from shared.tags import healthy_depth, with_verdict
@@ -68,7 +68,7 @@ def _act(store: Store, messaging: Messaging, location: DeltaLocation, judgement:
         return False
     if verdict.status is Status.CORRUPT:
         logger.error("Delta validation failed: corrupt", extra=facts)
-        return _quarantine(store, location, judgement, settings)
+        return _quarantine(store, messaging, location, judgement, settings)
     logger.info("Delta validation successful", extra=facts)
     send(messaging, settings, DeltaValidated.of(verdict, _batch_of(judgement)))
     _tag(store, location, judgement)
@@ -88,14 +88,19 @@ def _batch_of(judgement: Judgement) -> str | None:
     return judgement.manifest.batch_id if judgement.manifest is not None else None
 
 
-def _quarantine(store: Store, location: DeltaLocation, judgement: Judgement, settings: Settings) -> bool:
+def _quarantine(
+    store: Store, messaging: Messaging, location: DeltaLocation, judgement: Judgement, settings: Settings
+) -> bool:
     """Returns False when something newer lies there now: it must be looked at, too."""
     with traced("quarantine", delta_id=location.delta_id):
-        done = quarantine(store, location, judgement, settings)
-    if done.left:
-        facts: dict[str, Any] = {"delta": location.uri, "quarantine": done.place.uri, "left": list(done.left)}
-        logger.warning("Newer files were left in place", extra=facts)
-    return not done.left
+        removal = remove(store, location, judgement, settings, limited=True)
+    facts: dict[str, Any] = {"delta": location.uri, "quarantine": removal.place and removal.place.uri}
+    if removal.place is None:
+        logger.error("Corrupt delta was not moved", extra={**facts, "reason": removal.kept})
+        send(messaging, settings, DeltaCorrupt.of(judgement.verdict, _batch_of(judgement), removal.kept))
+    if removal.left:
+        logger.warning("Newer files were left in place", extra={**facts, "left": list(removal.left)})
+    return not removal.left
 
 
 def _tell_undetermined(messaging: Messaging, judgement: Judgement, settings: Settings) -> None:

@@ -38,6 +38,7 @@ def test_every_kind_of_event_has_its_own_name_of_the_contract() -> None:
     assert [notice.detail_type for notice in NOTICES] == [
         "Delta Validated",
         "Delta Quarantined",
+        "Delta Corrupt",
         "Delta Undetermined",
         "Chunk Rejected",
         "Resubmission Exhausted",

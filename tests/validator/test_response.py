@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import os
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ import pytest
 from local.damage import apply_damage
 from local.stack import NOTICES, RESUBMIT, InvocationContext, LocalStack
 from shared.delta import DATABASE, MANIFEST
-from shared.notices import DeltaQuarantined, DeltaUndetermined, DeltaValidated, ResubmitRequest
+from shared.notices import DeltaCorrupt, DeltaQuarantined, DeltaUndetermined, DeltaValidated, ResubmitRequest
 from shared.storage import Store
 from tests import faults
 from tests.conftest import CopyOf
@@ -227,3 +228,35 @@ def test_a_database_in_a_store_without_tags_is_left_as_it_is(
     assert run() == NOTHING_FAILED
     assert [event["detail-type"] for event in stack.taken(NOTICES)] == ["Delta Validated"]
     assert stored("deltas") == {f"{KEY}/{name}": data for name, data in healthy.items()}
+
+
+def test_where_only_reports_are_wanted_a_corrupt_delta_is_told_of_and_stays(
+    stack: LocalStack, broken: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DELTAGUARD_ACT", "report")
+    put("deltas", KEY, broken)
+    before = stored("deltas", "")
+    assert run() == NOTHING_FAILED
+    (event,) = stack.taken(NOTICES)
+    told = DeltaCorrupt.model_validate(event["detail"])
+    assert (event["detail-type"], told.delta, told.batch_id) == ("Delta Corrupt", f"s3://deltas/{KEY}/", "batch-40")
+    assert told.kept == "DELTAGUARD_ACT=report moves nothing"
+    assert stack.taken(RESUBMIT) == []
+    assert stored("deltas", "") == before
+
+
+def test_a_flood_of_corrupt_deltas_is_told_of_and_no_longer_moved(
+    stack: LocalStack, broken: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DELTAGUARD_MAX_QUARANTINES_PER_MINUTE", "2")
+    monkeypatch.setattr("shared.removal.clock", lambda: datetime(2026, 1, 1, tzinfo=UTC))  # one minute, however slow
+    names = [f"words/delta/{number}" for number in range(4)]
+    for name in names:
+        put("deltas", name, broken)
+        assert run(in_queue(s3_event("deltas", f"{name}/{DATABASE}"))) == NOTHING_FAILED
+    assert [bool(stored("deltas", f"{name}/")) for name in names] == [False, False, True, True]
+    kinds = [event["detail-type"] for event in stack.taken(NOTICES)]
+    assert sorted(kinds) == ["Delta Corrupt"] * 2 + ["Delta Quarantined"] * 2
+    monkeypatch.setattr("shared.removal.clock", lambda: datetime(2026, 1, 1, 0, 1, tzinfo=UTC))
+    assert run(in_queue(s3_event("deltas", f"{names[2]}/{DATABASE}"))) == NOTHING_FAILED
+    assert stored("deltas", f"{names[2]}/") == {}, "the next minute allows for more"
