@@ -143,8 +143,9 @@ def missing_copies(store: Store, held: Held) -> tuple[str, ...]:
     Raises:
         StorageError: The request failed.
     """
-    sizes = {file.name: file.size for file in store.list_delta(held.place).files}
-    return tuple(file.name for file in held.record.files if sizes.get(held_name(file.name)) != file.size)
+    names = {file.name: held_name(file.name) for file in held.record.files}
+    sizes = {file.name: file.size for file in store.list_delta(held.place).owning(names.values()).files}
+    return tuple(file.name for file in held.record.files if sizes.get(names[file.name]) != file.size)
 
 
 def restore(store: Store, held: Held, settings: Settings, *, overwrite: bool = False) -> Verdict:
@@ -170,7 +171,7 @@ def restore(store: Store, held: Held, settings: Settings, *, overwrite: bool = F
     place, origin, record = held.place, held.origin, held.record
     store.conditional_deletes(*settings.quarantine_of(origin.bucket))
     copies = {file.name: _proven_copy(store, place, file) for file in record.files}
-    listing = store.list_delta(origin)
+    listing = store.list_delta(origin).owning(file.name for file in record.files)
     back = {file.name for file in record.files if file.name in listing.by_name and _is_back(store, origin, file)}
     others = tuple(file.name for file in listing.files if file.name not in back)
     if others and not overwrite:

@@ -369,7 +369,8 @@ def _delete(store: Store, location: DeltaLocation, listing: Listing, record: Qua
     Returns:
         Names of the objects that are newer than the judged ones. As soon as there is one, no more is deleted.
     """
-    newer = [file.name for file in store.list_delta(location).files if listing.by_name.get(file.name) != file]
+    there = store.list_delta(location).owning(listing.by_name)
+    newer = [file.name for file in there.files if listing.by_name.get(file.name) != file]
     if newer:
         return tuple(newer)
     recorded = {(file.name, file.etag) for file in record.files}

@@ -16,6 +16,7 @@ from shared.delta import (
     Listing,
     delta_prefix_of,
     is_chroma_file,
+    is_own_file,
     parse_s3_uri,
     printable,
     segment_of,
@@ -188,13 +189,15 @@ def test_a_fingerprint_changes_when_a_file_comes_or_goes() -> None:
 
 @given(ANY_NAME)
 @example("not UTF-8: \udcff")
-def test_every_name_has_a_fingerprint(name: str) -> None:
-    assert len(listing((name, 1, "x")).fingerprint) == 64
+def test_what_somebody_else_puts_beside_a_delta_changes_no_fingerprint(name: str) -> None:
+    assert (listing(*FILES, (name, 1, "x")).fingerprint == listing(*FILES).fingerprint) is (not is_own_file(name))
 
 
 def test_a_listing_knows_its_size_and_its_newest_file() -> None:
-    files = [DeltaFile("a", 3, "x", NOW), DeltaFile("b", 4, "y", NOW + timedelta(seconds=9))]
-    assert (Listing.of(files).size, Listing.of(files).newest) == (7, NOW + timedelta(seconds=9))
+    later, latest = NOW + timedelta(seconds=9), NOW + timedelta(seconds=10)
+    files = [DeltaFile(DATABASE, 3, "x", NOW), DeltaFile("delta.manifest.json", 4, "y", later)]
+    files += [DeltaFile("of somebody else", 5, "z", latest)]
+    assert (Listing.of(files).size, Listing.of(files).newest) == (7, later)
     assert (Listing(()).size, Listing(()).newest) == (0, None)
 
 

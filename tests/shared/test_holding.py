@@ -30,6 +30,7 @@ from tests.conftest import CopyOf, PutDelta
 from tests.crash import Moment, killed_at
 
 KEY = "words/delta/broken"
+BESIDE = "chroma.sqlite3-shm"  # a file of Chroma's that changes no verdict
 Hold = Callable[[str], Held]
 
 
@@ -64,7 +65,7 @@ def hold(store: Store, bucket: str, settled: Settings) -> Hold:
     def quarantined(key: str) -> Held:
         location = DeltaLocation(bucket, f"{key}/")
         s3().put_object(Bucket=bucket, Key=location.key(DATABASE), Body=b"SQLite format 3, almost")
-        s3().put_object(Bucket=bucket, Key=location.key("notes.txt"), Body=b"of somebody")
+        s3().put_object(Bucket=bucket, Key=location.key(BESIDE), Body=b"of somebody")
         quarantine(store, location, judge_stored(store, location, Depth.STRUCTURE, settled), settled)
         (held,) = all_held(store, location.prefix)
         return held
@@ -126,8 +127,8 @@ class TestHeld:
     def test_a_copy_that_is_gone_is_named(self, store: Store, hold: Hold) -> None:
         held = hold(KEY)
         assert missing_copies(store, held) == ()
-        s3().delete_object(Bucket="deltas", Key=held.place.key("notes.txt"))
-        assert missing_copies(store, held) == ("notes.txt",)
+        s3().delete_object(Bucket="deltas", Key=held.place.key(BESIDE))
+        assert missing_copies(store, held) == (BESIDE,)
 
 
 class TestRestore:
@@ -182,17 +183,21 @@ class TestRestore:
             restore(store, held, settled)
         assert objects("") == before, "and the history has no word of it"
 
-    def test_when_asked_to_it_replaces_all_that_lies_there(self, store: Store, hold: Hold, settled: Settings) -> None:
+    def test_when_asked_to_it_replaces_the_delta_that_lies_there_and_nothing_else(
+        self, store: Store, hold: Hold, settled: Settings
+    ) -> None:
         held = hold(KEY)
         copies = objects(held.place.prefix)
-        for name in (DATABASE, "another.txt", MANIFEST):
+        for name in (DATABASE, "another.txt", BESIDE, MANIFEST):
             s3().put_object(Bucket="deltas", Key=f"{KEY}/{name}", Body=b"newer")
         deleted: list[str] = []
         watching = faults.doing(lambda r: deleted.append(r.url.rpartition("/")[2]) if r.method == "DELETE" else None)
         restore(watching, held, settled, overwrite=True)
-        assert objects(f"{KEY}/") == {name: copies[name] for name in (DATABASE, "notes.txt")}
+        there = objects(f"{KEY}/")
+        assert there.pop("another.txt"), "what is not the delta's stays"
+        assert there == {name: copies[name] for name in (DATABASE, BESIDE)}
         assert deleted[-3:-1] == [MANIFEST, DATABASE], "nothing looks finished while the rest is replaced"
-        assert read_history(store, held.place).entries[0].replaced == ("another.txt", DATABASE, MANIFEST)
+        assert read_history(store, held.place).entries[0].replaced == (DATABASE, BESIDE, MANIFEST)
 
     def test_an_upload_that_comes_meanwhile_is_not_overwritten(self, hold: Hold, settled: Settings) -> None:
         held = hold(KEY)
@@ -223,7 +228,7 @@ class TestRestore:
 
     def test_a_foreign_store_can_restore_as_well(self, foreign_store: Store, settled: Settings) -> None:
         location = DeltaLocation("deltas", f"{KEY}/")
-        for name in (DATABASE, "notes.txt"):
+        for name in (DATABASE, BESIDE):
             s3().put_object(Bucket="deltas", Key=location.key(name), Body=b"bytes of " + name.encode())
         before = objects(location.prefix)
         judgement = judge_stored(foreign_store, location, Depth.STRUCTURE, settled)
@@ -265,9 +270,9 @@ class TestRestore:
         held = hold(KEY)
         with pytest.raises(StorageError):
             restore(faults.answering("AccessDenied", 403, _writes(f"{KEY}/{DATABASE}")), held, settled)
-        assert objects(f"{KEY}/").keys() == {"notes.txt"}
+        assert objects(f"{KEY}/").keys() == {BESIDE}
         restore(store, held, settled)
-        assert objects(f"{KEY}/").keys() == {"notes.txt", DATABASE}
+        assert objects(f"{KEY}/").keys() == {BESIDE, DATABASE}
         first, second = read_history(store, held.place).entries
         assert (first.status, second.status) == (None, Status.CORRUPT)
 
@@ -303,7 +308,7 @@ class TestPurge:
         purge(store, held)
         assert objects(held.place.prefix) == {}
         assert all_held(store) == [other]
-        assert objects("words/delta/1/").keys() == {DATABASE, "notes.txt"}, "what was restored stays"
+        assert objects("words/delta/1/").keys() == {DATABASE, BESIDE}, "what was restored stays"
 
     def test_the_record_goes_last(self, hold: Hold) -> None:
         held = hold(KEY)
@@ -354,7 +359,7 @@ class TestPurge:
         settings = Settings(quarantine_bucket="locked-deltas", settle_seconds=0)
         location = DeltaLocation("deltas", "words/delta/kept/")
         s3().put_object(Bucket="deltas", Key=location.key(DATABASE), Body=b"broken")
-        s3().put_object(Bucket="deltas", Key=location.key("notes.txt"), Body=b"of somebody")
+        s3().put_object(Bucket="deltas", Key=location.key(BESIDE), Body=b"of somebody")
         quarantine(store, location, judge_stored(store, location, Depth.STRUCTURE, settings), settings)
         (held,) = all_held(store, settings=settings)
         until = {"Mode": "COMPLIANCE", "RetainUntilDate": datetime.now(UTC) + timedelta(days=1)}

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from shared.delta import MANIFEST, DeltaFile, Listing
+from shared.delta import MANIFEST, DeltaFile, Listing, may_own
 from shared.folder import checksum_of
 from shared.manifest import (
     MAX_MANIFEST_BYTES,
@@ -29,7 +29,8 @@ from shared.verdict import CollectionCount, Finding
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 DATABASE = ManifestFile(name="chroma.sqlite3", size=4096, crc64nvme=encode_checksum(1))
-HEADER = ManifestFile(name="index/header.bin", size=100, crc64nvme=encode_checksum(2))
+INDEX = "0a1b2c3d-0000-4000-8000-0123456789ab/header.bin"
+HEADER = ManifestFile(name=INDEX, size=100, crc64nvme=encode_checksum(2))
 GIVEN = Manifest(
     batch_id="batch-7",
     attempt=2,
@@ -39,6 +40,7 @@ GIVEN = Manifest(
 )
 
 checksums = st.integers(0, 2**64 - 1).map(encode_checksum)
+ownable = st.text(min_size=1, max_size=99).filter(may_own)
 manifests = st.builds(
     Manifest,
     batch_id=st.none() | st.text(),
@@ -51,7 +53,7 @@ manifests = st.builds(
         max_size=4,
     ).map(tuple),
     files=st.lists(
-        st.builds(ManifestFile, name=st.text(min_size=1, max_size=99), size=st.integers(0, 2**62), crc64nvme=checksums),
+        st.builds(ManifestFile, name=ownable, size=st.integers(0, 2**62), crc64nvme=checksums),
         max_size=4,
     ).map(tuple),
 )
@@ -75,7 +77,7 @@ def test_a_manifest_is_json_that_a_person_can_read() -> None:
         "collections": [{"name": "words", "dimension": 384, "count": 50}],
         "files": [
             {"name": "chroma.sqlite3", "size": 4096, "crc64nvme": "AAAAAAAAAAE="},
-            {"name": "index/header.bin", "size": 100, "crc64nvme": "AAAAAAAAAAI="},
+            {"name": INDEX, "size": 100, "crc64nvme": "AAAAAAAAAAI="},
         ],
     }
     assert GIVEN.as_bytes().endswith(b"}\n") and GIVEN.as_bytes().count(b"\n") > 10
@@ -146,19 +148,23 @@ def test_any_bytes_are_a_manifest_or_a_value_error(data: bytes) -> None:
 @pytest.mark.parametrize(
     ("listing", "findings"),
     [
-        (stored(("chroma.sqlite3", 4096), ("index/header.bin", 100)), []),
-        (stored(("chroma.sqlite3", 4096), ("index/header.bin", 100), (MANIFEST, 500)), []),
+        (stored(("chroma.sqlite3", 4096), (INDEX, 100)), []),
+        (stored(("chroma.sqlite3", 4096), (INDEX, 100), (MANIFEST, 500)), []),
         (
             stored(("chroma.sqlite3", 4096)),
-            [Finding("manifest.file_missing", "index/header.bin", "listed with 100 bytes, not there")],
+            [Finding("manifest.file_missing", INDEX, "listed with 100 bytes, not there")],
         ),
         (
-            stored(("chroma.sqlite3", 4000), ("index/header.bin", 100)),
+            stored(("chroma.sqlite3", 4000), (INDEX, 100)),
             [Finding("manifest.size_differs", "chroma.sqlite3", "4000 bytes, 4096 when it was closed")],
         ),
         (
-            stored(("chroma.sqlite3", 4096), ("index/header.bin", 100), ("a\x1b[2J", 1)),
-            [Finding("manifest.file_unlisted", "a\\u001b[2J", "not in the manifest")],
+            stored(("chroma.sqlite3", 4096), (INDEX, 100), ("chroma.sqlite3-wal", 1)),
+            [Finding("manifest.file_unlisted", "chroma.sqlite3-wal", "not in the manifest")],
+        ),
+        (
+            stored(("chroma.sqlite3", 4096), (INDEX, 100), ("of somebody else.txt", 1)),
+            [],
         ),
     ],
 )
@@ -166,8 +172,19 @@ def test_names_and_sizes_are_compared_with_the_listing(listing: Listing, finding
     assert compare_listing(GIVEN, listing) == findings
 
 
+def test_a_file_of_the_producer_s_own_counts_once_the_manifest_names_it() -> None:
+    given = GIVEN.model_copy(update={"files": (DATABASE, HEADER.model_copy(update={"name": "notes.txt"}))})
+    listing = stored(("chroma.sqlite3", 4096), ("notes.txt", 99), ("other.txt", 1))
+    (missing,) = compare_listing(given, listing)
+    assert missing.code == "manifest.file_missing"
+    (differs,) = compare_listing(given, listing.owning(file.name for file in given.files))
+    assert (differs.code, differs.file) == ("manifest.size_differs", "notes.txt")
+
+
 def test_every_file_that_differs_is_named() -> None:
-    codes = [finding.code for finding in compare_listing(GIVEN, stored(("chroma.sqlite3", 1), ("new", 1)))]
+    codes = [
+        finding.code for finding in compare_listing(GIVEN, stored(("chroma.sqlite3", 1), ("chroma.sqlite3-shm", 1)))
+    ]
     assert codes == ["manifest.size_differs", "manifest.file_missing", "manifest.file_unlisted"]
 
 
@@ -177,7 +194,7 @@ def test_a_checksum_that_differs_is_a_finding_and_one_that_is_not_known_is_none(
     assert compare_checksums(GIVEN, {DATABASE.name: DATABASE.crc64nvme}) == []
     assert compare_checksums(GIVEN, {}) == []
     (finding,) = compare_checksums(GIVEN, {**same, HEADER.name: encode_checksum(3)})
-    assert (finding.code, finding.file) == ("manifest.checksum_differs", "index/header.bin")
+    assert (finding.code, finding.file) == ("manifest.checksum_differs", INDEX)
     assert finding.detail == "CRC64NVME AAAAAAAAAAM=, AAAAAAAAAAI= when it was closed"
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import time
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from pathlib import Path
@@ -17,9 +18,10 @@ from botocore.exceptions import ConnectionClosedError, ReadTimeoutError
 from local.damage import apply_damage
 from local.deltas import DeltaRecipe, build_delta
 from shared.client import s3_client
-from shared.delta import DATABASE, DeltaLocation
+from shared.delta import DATABASE, MANIFEST, DeltaLocation
 from shared.errors import DeltaguardError, StorageError
 from shared.judgement import Judgement, judge_stored
+from shared.manifest import Manifest, ManifestFile, encode_checksum
 from shared.quarantine import (
     HISTORY,
     RECORD,
@@ -39,6 +41,7 @@ from tests.conftest import CopyOf, PutDelta
 from tests.crash import Moment, killed_at
 
 KEY = "words/delta/broken"
+BESIDE = "chroma.sqlite3-shm"  # a file of Chroma's that changes no verdict
 
 
 def s3() -> Any:
@@ -252,7 +255,7 @@ def test_an_outage_from_any_request_on_loses_nothing_and_the_next_run_finishes(
     for number in range(1, 100):
         location = DeltaLocation(bucket, f"words/delta/{number}/")
         client.put_object(Bucket=bucket, Key=location.key(DATABASE), Body=b"SQLite format 3, almost")
-        client.put_object(Bucket=bucket, Key=location.key("notes.txt"), Body=b"of somebody")
+        client.put_object(Bucket=bucket, Key=location.key(BESIDE), Body=b"of somebody")
         before = objects(bucket, location.prefix)
         judgement = judged(store, location, settled)
         try:
@@ -439,7 +442,7 @@ class TestForeignStore:
         location = DeltaLocation("deltas", KEY + "/")
         client = s3()
         client.put_object(Bucket="deltas", Key=location.key(DATABASE), Body=b"SQLite format 3, almost")
-        client.put_object(Bucket="deltas", Key=location.key("notes.txt"), Body=b"of somebody")
+        client.put_object(Bucket="deltas", Key=location.key(BESIDE), Body=b"of somebody")
         return location
 
     def test_a_delta_is_moved_and_the_log_says_once_what_the_store_cannot_do(
@@ -495,6 +498,7 @@ class TestHostileNames:
         names = ("quarantine.json", "quarantine.json.file", "history.json", "told.json")
         for name in names:
             client.put_object(Bucket=broken.bucket, Key=broken.key(name), Body=name.encode())
+        put_manifest(store, broken, names)
         before = objects(broken.bucket, broken.prefix)
         done = quarantine(store, broken, judged(store, broken, settled), settled)
         assert {file.name for file in done.record.files} == before.keys()
@@ -502,6 +506,13 @@ class TestHostileNames:
         held = objects(done.place.bucket, done.place.prefix)
         assert {name: held[held_name(name)] for name in before} == before
         assert len({held_name(name) for name in before}) == len(before)
+
+    def test_what_no_manifest_names_stays_where_it_is(
+        self, store: Store, broken: DeltaLocation, settled: Settings
+    ) -> None:
+        s3().put_object(Bucket=broken.bucket, Key=broken.key("quarantine.json"), Body=b"of somebody")
+        quarantine(store, broken, judged(store, broken, settled), settled)
+        assert objects(broken.bucket, broken.prefix).keys() == {"quarantine.json"}
 
     def test_a_record_that_speaks_of_another_place_is_not_believed(
         self, store: Store, broken: DeltaLocation, settled: Settings
@@ -511,6 +522,14 @@ class TestHostileNames:
         store.put(done.place.bucket, done.place.key(RECORD), moved.model_dump_json().encode())
         with pytest.raises(StorageError, match="the record of another place"):
             latest_record(store, broken, settled)
+
+
+def put_manifest(store: Store, location: DeltaLocation, more: Iterable[str]) -> None:
+    """A manifest of all the files of a delta and of these others."""
+    listing = store.list_delta(location).owning(more)
+    files = (ManifestFile(name=file.name, size=file.size, crc64nvme=encode_checksum(0)) for file in listing.files)
+    manifest = Manifest(chromadb="1.5.9", collections=(), files=tuple(files))
+    store.put(location.bucket, location.key(MANIFEST), manifest.as_bytes())
 
 
 class TestAgain:
