@@ -6,8 +6,9 @@ Retries are botocore's own (standard mode, five attempts), so nothing above repe
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
-from datetime import datetime
+import time
+from collections.abc import Callable, Mapping
+from datetime import UTC, datetime, timedelta
 from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING, Any
 
@@ -83,6 +84,40 @@ def _moment(text: str) -> datetime:
     except (AttributeError, TypeError, ValueError):
         pass
     return parse_timestamp(text)
+
+
+class StoreClock:
+    """The time of a store, by the `Date` of its latest answer and the seconds that passed here since.
+
+    Stored objects are dated by the store, so their age is only known by its clock. The local one may be minutes ahead,
+    and an upload that is still arriving would then count as over. `Date` has whole seconds, rounded down, so this is at
+    most as late as the store's own clock (RFC 9110, 6.6.1).
+    """
+
+    def __init__(self) -> None:
+        self._latest: tuple[str, float] | None = None
+
+    def note(self, answer: Mapping[str, Any]) -> None:
+        """Takes the time of an answer, as botocore returns it."""
+        date = answer.get("ResponseMetadata", {}).get("HTTPHeaders", {}).get("date")
+        if date is not None:
+            self._latest = date, time.monotonic()
+
+    def now(self) -> datetime:
+        """The store's time, in UTC.
+
+        Raises:
+            StorageError: No answer had a `Date` that can be read. The local clock does not stand in for it.
+        """
+        date, received = self._latest or ("", 0.0)
+        try:
+            told = parsedate_to_datetime(date)
+        except ValueError as error:
+            detail = f"the time of the store is not known: the Date of its latest answer is {date!r}"
+            raise StorageError("check.storage", detail, "NoDate") from error
+        # "-0000" gives a time without a zone, which is UTC all the same.
+        since = timedelta(seconds=time.monotonic() - received)
+        return (told if told.tzinfo else told.replace(tzinfo=UTC)).astimezone(UTC) + since
 
 
 def translated(doing: str, what: str, action: Callable[[], Any]) -> Any:

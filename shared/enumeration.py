@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
-from shared.client import translated
+from shared.client import StoreClock, translated
 from shared.delta import MAX_FILES, DeltaFile, DeltaLocation, Listing
 from shared.errors import StorageError
 
@@ -39,6 +39,17 @@ class Enumeration:
 
     def __init__(self, client: S3Client) -> None:
         self._client = client
+        self._clock = StoreClock()
+
+    def now(self) -> datetime:
+        """The store's time, in UTC: that of its latest answer to this object, and the seconds that passed since.
+
+        Whatever compares a time that the store gave, such as that of an object's last modification, takes this one.
+
+        Raises:
+            StorageError: No request was answered yet, or this store tells no time (`Date`).
+        """
+        return self._clock.now()
 
     def list_delta(self, location: DeltaLocation) -> Listing:
         """The objects of a delta; an empty listing where there are none.
@@ -139,9 +150,10 @@ class Enumeration:
                 return
             token = {"KeyMarker": page["NextKeyMarker"], "VersionIdMarker": page["NextVersionIdMarker"]}
 
-    @staticmethod
-    def _call(doing: str, what: str, operation: Callable[..., Any], request: Mapping[str, Any]) -> Any:
-        return translated(doing, what, lambda: operation(**request))
+    def _call(self, doing: str, what: str, operation: Callable[..., Any], request: Mapping[str, Any]) -> Any:
+        answer = translated(doing, what, lambda: operation(**request))
+        self._clock.note(answer)
+        return answer
 
 
 def _parted(

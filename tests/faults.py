@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+from email.utils import format_datetime
 from typing import Any
 
 from botocore.awsrequest import AWSResponse
@@ -96,6 +98,29 @@ def doing(client_hook: Callable[[Any], None]) -> Store:
     client = s3_client()
     _hook(client, client_hook)
     return Store(client)
+
+
+def dated(date: Callable[[datetime], str | None]) -> Store:
+    """A store whose answers have another `Date`.
+
+    Args:
+        date: Given the present, what the header says; None for an answer without one.
+    """
+    client = s3_client()
+
+    def change(parsed: dict[str, Any], **_: Any) -> None:
+        told, headers = date(datetime.now(UTC)), parsed["ResponseMetadata"]["HTTPHeaders"]
+        headers.pop("date", None)
+        if told is not None:
+            headers["date"] = told
+
+    client.meta.events.register("after-call.s3", change)
+    return Store(client)
+
+
+def later(seconds: float) -> Store:
+    """A store whose clock is later by so many seconds than the times of its objects tell."""
+    return dated(lambda now: format_datetime(now + timedelta(seconds=seconds), usegmt=True))
 
 
 def hooked(answer: Answer) -> tuple[Store, Messaging]:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import base64
+import time
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -220,3 +222,29 @@ def test_a_walk_goes_on_behind_a_key(store: Store, bucket: str) -> None:
         store.put(bucket, f"d/{name}", b"")
     assert [key for key, _ in store.walk(bucket, "d/", "d/a")] == ["d/b", "d/c"]
     assert (store.holds(bucket, "d/"), store.holds(bucket, "e/")) == (True, False)
+
+
+@pytest.mark.parametrize("seconds", [-86_400, 0, 400_000])
+def test_the_time_of_a_store_is_that_of_its_answers_and_not_of_the_local_clock(bucket: str, seconds: int) -> None:
+    store = faults.later(seconds)
+    store.holds(bucket, "")
+    expected = datetime.now(UTC) + timedelta(seconds=seconds)
+    assert expected - timedelta(seconds=60) < store.now() <= datetime.now(UTC) + timedelta(seconds=seconds)
+    assert store.now() > store.now() - timedelta(seconds=1)
+
+
+def test_the_time_of_a_store_goes_on_between_its_answers(
+    store: Store, bucket: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store.holds(bucket, "")
+    before, monotonic = store.now(), time.monotonic
+    monkeypatch.setattr("shared.client.time.monotonic", lambda: monotonic() + 3600)
+    assert store.now() - before >= timedelta(hours=1)
+
+
+@pytest.mark.parametrize("date", [None, "", "yesterday", "Thu, 01 Jan 1970"])
+def test_a_store_that_tells_no_time_is_not_believed_to_have_the_local_one(bucket: str, date: str | None) -> None:
+    store = faults.dated(lambda _: date)
+    store.holds(bucket, "")
+    with pytest.raises(StorageError, match="time of the store is not known"):
+        store.now()
