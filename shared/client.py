@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 from datetime import UTC, datetime, timedelta
 from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary
 
 import boto3
 from botocore.config import Config
@@ -31,6 +32,7 @@ _THROTTLED = {"SlowDown", "503", "Throttling", "ThrottlingException", "RequestLi
 CONDITION_UNKNOWN = frozenset({"NotImplemented", "501", "InvalidArgument"})
 """What stores answer to a condition that they do not know."""
 
+_SERVER_FAULT = 500
 _VARIABLES = (
     "AWS_ENDPOINT_URL",
     "AWS_ENDPOINT_URL_S3",
@@ -154,3 +156,50 @@ def _storage_error(doing: str, what: str, error: ClientError) -> StorageError:
     if code in _DENIED:
         return StorageError("check.access_denied", detail, code)
     return StorageError("check.throttled" if code in _THROTTLED else "check.storage", detail, code)
+
+
+def may_have_been_done(error: StorageError) -> bool:
+    """Whether the store may have done what failed so, for its answer may have been lost.
+
+    True where no answer came or one of a fault of the server's, and where botocore repeated the request: the answer to
+    a repeat (such as 412) may be about what the first try did.
+
+    Args:
+        error: As `translated` raised it.
+    """
+    cause = error.__cause__
+    if not isinstance(cause, ClientError):
+        return True
+    answer = cause.response.get("ResponseMetadata", {})
+    return answer.get("HTTPStatusCode", 0) >= _SERVER_FAULT or answer.get("RetryAttempts", 0) > 0
+
+
+class StoreClock:
+    """The time of a store: the `Date` of its last answer, and what has passed since. The local clock is not asked."""
+
+    def __init__(self) -> None:
+        self._last: tuple[str, float] | None = None
+
+    def now(self) -> datetime:
+        """The store's time in UTC, exact to some seconds; the local clock's as long as no answer told a time."""
+        if self._last is None:
+            return datetime.now(UTC)
+        date, heard = self._last
+        return parsedate_to_datetime(date) + timedelta(seconds=time.monotonic() - heard)
+
+    def _note(self, parsed: dict[str, Any], **_: Any) -> None:
+        date = parsed.get("ResponseMetadata", {}).get("HTTPHeaders", {}).get("date", "")
+        if date.endswith(" GMT"):  # RFC 9110, section 5.6.7
+            self._last = date, time.monotonic()
+
+
+_CLOCKS: WeakKeyDictionary[Any, StoreClock] = WeakKeyDictionary()
+
+
+def clock_of(client: S3Client) -> StoreClock:
+    """The clock of the store behind a client; the same one for the same client."""
+    clock = _CLOCKS.get(client)
+    if clock is None:
+        clock = _CLOCKS[client] = StoreClock()
+        client.meta.events.register("after-call.s3", clock._note)
+    return clock

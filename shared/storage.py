@@ -7,20 +7,22 @@ is compared again here, and a delete looks before it acts where a trial has show
 from __future__ import annotations
 
 from collections.abc import Mapping
+from datetime import datetime
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO, cast
+from typing import TYPE_CHECKING, Any, cast
 from urllib.parse import urlencode
 
 from awscrt.checksums import crc64nvme
 from boto3.s3.transfer import TransferConfig
 
-from shared.client import CONDITION_UNKNOWN, client_variables, s3_client, translated
+from shared.client import CONDITION_UNKNOWN, client_variables, clock_of, may_have_been_done, s3_client, translated
 from shared.deletion import CONDITION_TRIAL, TRIAL_TEXT, Deletion
 from shared.delta import DeltaFile, DeltaLocation, StoredObject
 from shared.enumeration import Enumeration, ObjectVersion
 from shared.errors import ObjectChanged, ObjectGone, StorageError, faults_explained
 from shared.manifest import encode_checksum
+from shared.transfer import upload_file
 
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
@@ -29,7 +31,7 @@ _CHUNK = 1024 * 1024
 _SINGLE_COPY_BYTES = 5 * 1024**3  # https://docs.aws.amazon.com/AmazonS3/latest/API/API_CopyObject.html
 _OF_OBJECTS = frozenset({"etag", "last-modified"})  # headers that come with an object and not with its tags
 _TRANSFER = TransferConfig(
-    multipart_threshold=64 * 1024 * 1024, multipart_chunksize=64 * 1024 * 1024, use_threads=False
+    multipart_threshold=64 * 1024 * 1024, multipart_chunksize=16 * 1024 * 1024, use_threads=False
 )
 
 
@@ -43,7 +45,12 @@ class Store(Enumeration):
     def __init__(self, client: S3Client) -> None:
         super().__init__(client)
         self._deletion = Deletion(client, self.head)
+        self._clock = clock_of(client)
         self._keeping_tags: set[str] = set()  # buckets
+
+    def now(self) -> datetime:
+        """The store's time in UTC, as its last answers tell it; the local clock's before the first one."""
+        return self._clock.now()
 
     def head(self, bucket: str, key: str) -> StoredObject:
         """Size, ETag, version and stored checksum of an object.
@@ -140,45 +147,62 @@ class Store(Enumeration):
             detail = f"downloading {what}: {written} bytes came, {file.size} were listed"
             raise StorageError("check.storage", detail, "IncompleteBody")
 
-    def upload(self, bucket: str, key: str, path: Path) -> None:
+    def upload(self, bucket: str, key: str, path: Path, *, only_if_absent: bool = False) -> StoredObject:
         """Uploads a file with its CRC-64/NVME, which S3 verifies and keeps, as one object or in parts.
 
+        Args:
+            bucket: Where to.
+            key: Under which key.
+            path: The file.
+            only_if_absent: Whether nothing may lie there. A store that does not know the condition is asked before.
+
+        Returns:
+            What was written, as the store answered.
+
         Raises:
+            ObjectChanged: Something lies there, perhaps from an earlier try whose answer was lost.
             StorageError: A request failed; nothing is left of an upload in parts.
+            CouldNotCheck: The file cannot be read.
         """
-        what = f"s3://{bucket}/{key}"
-        extra = {"ChecksumAlgorithm": "CRC64NVME"}
-        with faults_explained(f"reading {path.name} for upload"), path.open("rb") as source:
-            stream: BinaryIO = source
-            translated(
-                "uploading",
-                what,
-                lambda: self._client.upload_fileobj(stream, bucket, key, ExtraArgs=extra, Config=_TRANSFER),
-            )
+        condition = {"IfNoneMatch": "*"} if only_if_absent and self._deletion.heeds_conditions is not False else {}
+        place = {"Bucket": bucket, "Key": key}
+        if only_if_absent and not condition:
+            self._must_be_absent(bucket, key)
+        try:
+            return upload_file(self._client, place, path, _TRANSFER, condition)
+        except StorageError as error:
+            if not condition or error.s3_code not in CONDITION_UNKNOWN:
+                raise
+            self._must_be_absent(bucket, key)
+            return upload_file(self._client, place, path, _TRANSFER, {})
+
+    def _must_be_absent(self, bucket: str, key: str) -> None:
+        if self._deletion.look(bucket, key) is not None:
+            raise ObjectChanged("check.changed", f"writing s3://{bucket}/{key}: it is there already", "IfNoneMatch")
 
     def put(self, bucket: str, key: str, data: bytes, *, only_if_absent: bool = False) -> bool:
-        """Writes a small object. Returns False when `only_if_absent` and it is there already.
+        """Writes a small object. Returns False when `only_if_absent` and another one is there already.
+
+        A write that took effect although its answer was lost counts as written: what lies there is compared. Whoever
+        must know which of two writers it was gives them different bytes.
 
         Raises:
             StorageError: The request failed.
         """
         request = _small_object(bucket, key, data)
         condition = {"IfNoneMatch": "*"} if only_if_absent else {}
-        what = f"s3://{bucket}/{key}"
         try:
-            self._call("writing", what, self._client.put_object, request | condition)
-        except ObjectChanged:
-            return False
+            self._call("writing", f"s3://{bucket}/{key}", self._client.put_object, request | condition)
         except StorageError as error:
-            if not only_if_absent or error.s3_code not in CONDITION_UNKNOWN:
-                raise
-            if self._deletion.look(bucket, key) is not None:
-                return False
-            self._call("writing", what, self._client.put_object, request)
+            if only_if_absent and error.s3_code in CONDITION_UNKNOWN:
+                return self._deletion.look(bucket, key) is None and self.put(bucket, key, data)
+            return self._was_written(bucket, key, data, error)
         return True
 
     def replace(self, bucket: str, key: str, data: bytes, etag: str) -> bool:
         """Overwrites a small object provided that it is still the one with this ETag. Returns whether it was.
+
+        As with `put`, what lies there is compared where an answer may have been lost.
 
         Raises:
             StorageError: The request failed.
@@ -186,9 +210,26 @@ class Store(Enumeration):
         request = _small_object(bucket, key, data) | {"IfMatch": etag}
         try:
             self._call("replacing", f"s3://{bucket}/{key}", self._client.put_object, request)
-        except (ObjectChanged, ObjectGone):
-            return False
+        except StorageError as error:
+            return self._was_written(bucket, key, data, error)
         return True
+
+    def _was_written(self, bucket: str, key: str, data: bytes, error: StorageError) -> bool:
+        """Whether a write that failed so was done nevertheless. False where its condition did not hold.
+
+        Raises:
+            StorageError: That error: the write failed for another reason, or it cannot be told.
+        """
+        try:
+            if may_have_been_done(error) and self.read(bucket, key, len(data) + 1) == data:
+                return True
+        except ObjectGone:
+            pass
+        except StorageError:
+            raise error from error.__cause__
+        if isinstance(error, (ObjectChanged, ObjectGone)):
+            return False
+        raise error
 
     def copy(
         self,
@@ -221,23 +262,41 @@ class Store(Enumeration):
         """
         what = f"s3://{bucket}/{key} to s3://{to_bucket}/{to_key}"
         conditions_count = self._deletion.heeds_conditions is not False
-        if only_if_absent and not conditions_count and self._deletion.look(to_bucket, to_key) is not None:
-            raise ObjectChanged("check.changed", f"copying {what}: something lies there already", "IfNoneMatch")
+        if only_if_absent and not conditions_count:
+            self._must_be_absent(to_bucket, to_key)
         source = {"Bucket": bucket, "Key": key}
         extra: dict[str, Any] = {"CopySourceIfMatch": etag, "ChecksumAlgorithm": "CRC64NVME"}
         if only_if_absent and conditions_count:
             extra["IfNoneMatch"] = "*"
         if tags is not None:
             extra |= {"TaggingDirective": "REPLACE", "Tagging": urlencode(tags)}
-        if size <= _SINGLE_COPY_BYTES:
-            request = {"Bucket": to_bucket, "Key": to_key, "CopySource": source, "TaggingDirective": "COPY", **extra}
-            self._call("copying", what, self._client.copy_object, request)
-            return
-        translated(
-            "copying",
-            what,
-            lambda: self._client.copy(cast(Any, source), to_bucket, to_key, ExtraArgs=extra, Config=_TRANSFER),
-        )
+        try:
+            if size <= _SINGLE_COPY_BYTES:
+                request = {
+                    "Bucket": to_bucket,
+                    "Key": to_key,
+                    "CopySource": source,
+                    "TaggingDirective": "COPY",
+                    **extra,
+                }
+                self._call("copying", what, self._client.copy_object, request)
+                return
+            copying: dict[str, Any] = {"ExtraArgs": extra, "Config": _TRANSFER}
+            translated("copying", what, lambda: self._client.copy(cast(Any, source), to_bucket, to_key, **copying))
+        except StorageError as error:
+            if not (only_if_absent and may_have_been_done(error) and self._is_copy(source, etag, to_bucket, to_key)):
+                raise
+
+    def _is_copy(self, source: Mapping[str, str], etag: str, to_bucket: str, to_key: str) -> bool:
+        """Whether an object has the bytes of another one. False where that cannot be told."""
+        try:
+            original, copy = self.head(source["Bucket"], source["Key"]), self.head(to_bucket, to_key)
+            if (original.etag, original.size) != (etag, copy.size):
+                return False
+            expected = self.proven_checksum(source["Bucket"], source["Key"], original)
+            return expected == self.proven_checksum(to_bucket, to_key, copy)
+        except StorageError:
+            return False
 
     def conditional_deletes(self, bucket: str, prefix: str) -> bool:
         """Whether this store heeds the condition of a delete; tried once, on an object of our own that stays there.

@@ -8,6 +8,7 @@ counted as they are sent, botocore's own repeats included.
 from __future__ import annotations
 
 import os
+import sys
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -90,7 +91,7 @@ def disturbed(request_number: int, work: Work, fault: Fault, *, repeats: bool = 
         client.meta.events.register_first("needs-retry.s3", lambda **_: None)
     try:
         result = work(Store(client))
-    except BaseException as error:  # noqa: BLE001 - a kill is none of `Exception`, and its end is what is looked at
+    except BaseException as error:  # a kill is none of `Exception`, and its end is looked at, too
         if isinstance(error, (KeyboardInterrupt, SystemExit)):
             raise
         return Ran(hook.seen, hook.reached, error=error)
@@ -181,7 +182,7 @@ class Tally:
         """Prints the counts, and fails if anything was violated, or if there was no case."""
         cases = sum(self.ends.values())
         counts = ", ".join(f"{end} {count}" for end, count in sorted(self.ends.items()))
-        print(f"\n{self.name}: {cases} cases ({counts}), {len(self.violations)} violations")
+        sys.stdout.write(f"\n{self.name}: {cases} cases ({counts}), {len(self.violations)} violations\n")
         assert cases
         assert not self.violations, "\n".join(self.violations)
 
