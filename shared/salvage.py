@@ -265,3 +265,4 @@ def _appearing(target: Path) -> Iterator[Path]:
         yield folder
         with faults_explained(f"making {target}"):
             folder.rename(target)
+        cleanup.pop_all()  # what has that name from now on is another salvage's

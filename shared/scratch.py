@@ -1,6 +1,12 @@
 """Scratch folders that go away: at the end of their block, or, when their process was killed, at the next start.
 
 And how a file of a delta gets into one.
+
+They lie in one folder, `deltaguard-scratch-<user id>` in the system's temporary folder, which must be a real folder of
+this user that no other user can enter (else each process makes one of its own). Each has a lock file beside it,
+`<name>.lock`, that says by its content whose it is. It is locked before it says so, and stays locked as long as its
+process lives: a lock file with that content which nobody holds is what a killed process left. Nothing else is ever
+swept, whatever its name or age.
 """
 
 from __future__ import annotations
@@ -8,58 +14,126 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
+import secrets
 import shutil
+import stat
 import tempfile
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from shared.errors import faults_explained
 
-_PREFIX = "deltaguard-"
-_LOCK = ".lock"
 _PIECE_BYTES = 1024 * 1024
-_GRACE_SECONDS = 60.0  # between the creation of a folder and the lock inside it
+_LOCK_SUFFIX = ".lock"
+_MARK = "A scratch folder of Deltaguard's, in use as long as this file is locked: {}\n"
 
 
 @contextmanager
 def scratch_folder() -> Iterator[Path]:
-    """An empty folder that only this user can read. It is removed at the end, whatever happens in the block.
+    """An empty folder that only this user can enter. It is removed at the end, whatever happens in the block.
 
     Raises:
         CouldNotCheck: The folder could not be made (disk full, no descriptors, ...).
     """
     with faults_explained(f"making a scratch folder in {tempfile.gettempdir()}"):
-        folder = Path(tempfile.mkdtemp(prefix=_PREFIX))
+        home, lock, folder = _made()
     try:
-        with faults_explained(f"locking the scratch folder {folder}"):
-            lock = os.open(folder / _LOCK, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX)
-            content = folder / "content"
-            with faults_explained(f"making a scratch folder in {folder}"):
-                content.mkdir()
-            yield content
-        finally:
-            os.close(lock)
+        yield folder
     finally:
-        shutil.rmtree(folder, ignore_errors=True)
+        _remove(folder)
+        os.close(lock)
+        with suppress(OSError):  # others are in use
+            home.rmdir()
 
 
 def sweep_scratch() -> int:
     """Removes the scratch folders of processes that were killed, and returns how many there were.
 
-    A living owner holds a lock inside its folder, so this works across containers that share the disk.
+    A living owner holds the lock, so this works across containers that share the disk.
     """
+    home = _home()
+    if not _is_private(home):
+        return 0
     removed = 0
-    for folder in Path(tempfile.gettempdir()).glob(f"{_PREFIX}*"):
-        with suppress(OSError):  # it is another user's, or was removed just now
-            if time.time() - folder.stat().st_mtime < _GRACE_SECONDS or not _abandoned(folder / _LOCK):
-                continue
-            shutil.rmtree(folder, ignore_errors=True)
-            removed += 1
+    for lock in home.glob(f"*{_LOCK_SUFFIX}"):
+        with suppress(OSError):  # it was removed just now
+            removed += _sweep(lock)
+    if removed:
+        with suppress(OSError):  # others are in use
+            home.rmdir()
     return removed
+
+
+def _home() -> Path:
+    return Path(tempfile.gettempdir()) / f"deltaguard-scratch-{os.geteuid()}"
+
+
+def _is_private(home: Path) -> bool:
+    """Whether this is a folder, not a link to one, that belongs to this user alone."""
+    try:
+        status = home.lstat()
+    except FileNotFoundError:
+        return False
+    return stat.S_ISDIR(status.st_mode) and status.st_uid == os.geteuid() and not status.st_mode & 0o077
+
+
+def _made() -> tuple[Path, int, Path]:
+    """The folder of all scratch folders, and a new one in it with its lock, which is held."""
+    while True:
+        home = _home()
+        with suppress(FileExistsError):
+            home.mkdir(0o700)
+        if not _is_private(home):  # somebody else's, or on a disk that knows no owners: nothing is ever swept there
+            home = Path(tempfile.mkdtemp(prefix=f"{home.name}-"))
+        folder = home / secrets.token_hex(8)
+        with suppress(FileNotFoundError):  # whoever was the last to leave it has removed the home just now
+            return home, _locked(folder), folder
+
+
+def _locked(folder: Path) -> int:
+    """Makes the folder with its lock. The lock says whose it is only once it is held."""
+    path = _lock_of(folder)
+    lock = os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        os.write(lock, _mark_of(folder))
+        folder.mkdir(0o700)
+    except BaseException:
+        path.unlink(missing_ok=True)
+        os.close(lock)
+        raise
+    return lock
+
+
+def _lock_of(folder: Path) -> Path:
+    return folder.with_name(folder.name + _LOCK_SUFFIX)
+
+
+def _mark_of(folder: Path) -> bytes:
+    return _MARK.format(folder.name).encode()
+
+
+def _remove(folder: Path) -> bool:
+    """Removes a scratch folder whose lock is held. What cannot be removed now is left to the next sweep."""
+    shutil.rmtree(folder, ignore_errors=True)
+    if os.path.lexists(folder):
+        return False
+    _lock_of(folder).unlink(missing_ok=True)
+    return True
+
+
+def _sweep(lock: Path) -> bool:
+    """Removes the folder of this lock file if it is one of ours that nobody holds. Returns whether it was."""
+    folder = lock.with_name(lock.name.removesuffix(_LOCK_SUFFIX))
+    descriptor = os.open(lock, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        mark = _mark_of(folder)
+        there = os.fstat(descriptor).st_nlink > 0  # otherwise another sweep was faster
+        return there and os.pread(descriptor, len(mark) + 1, 0) == mark and _remove(folder)
+    finally:
+        os.close(descriptor)
 
 
 def copy_file(source: Path, target: Path) -> int:
@@ -94,17 +168,3 @@ def _extents(descriptor: int, size: int) -> Iterator[tuple[int, int]]:
             raise
         end = os.lseek(descriptor, start, os.SEEK_HOLE)
         yield start, min(end, size)
-
-
-def _abandoned(lock: Path) -> bool:
-    try:
-        descriptor = os.open(lock, os.O_RDWR | os.O_CLOEXEC)
-    except FileNotFoundError:
-        return True  # its process was killed before it could lock it
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    finally:
-        os.close(descriptor)
-    return True

@@ -215,7 +215,7 @@ def test_an_interrupted_run_leaves_no_process_and_nothing_but_its_stock(number: 
         text=True,
     )
     end = time.monotonic() + 60
-    while not list(tmp_path.glob("deltaguard-*/content/copy-*")) and time.monotonic() < end:
+    while not list(tmp_path.glob("deltaguard-*/*/copy-*")) and time.monotonic() < end:
         time.sleep(0.01)
     process.send_signal(number)
     _, errors = process.communicate(timeout=60)
