@@ -11,7 +11,6 @@ from collections.abc import Callable, Mapping
 from datetime import UTC, datetime, timedelta
 from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING, Any
-from weakref import WeakKeyDictionary
 
 import boto3
 from botocore.config import Config
@@ -172,34 +171,3 @@ def may_have_been_done(error: StorageError) -> bool:
         return True
     answer = cause.response.get("ResponseMetadata", {})
     return answer.get("HTTPStatusCode", 0) >= _SERVER_FAULT or answer.get("RetryAttempts", 0) > 0
-
-
-class StoreClock:
-    """The time of a store: the `Date` of its last answer, and what has passed since. The local clock is not asked."""
-
-    def __init__(self) -> None:
-        self._last: tuple[str, float] | None = None
-
-    def now(self) -> datetime:
-        """The store's time in UTC, exact to some seconds; the local clock's as long as no answer told a time."""
-        if self._last is None:
-            return datetime.now(UTC)
-        date, heard = self._last
-        return parsedate_to_datetime(date) + timedelta(seconds=time.monotonic() - heard)
-
-    def _note(self, parsed: dict[str, Any], **_: Any) -> None:
-        date = parsed.get("ResponseMetadata", {}).get("HTTPHeaders", {}).get("date", "")
-        if date.endswith(" GMT"):  # RFC 9110, section 5.6.7
-            self._last = date, time.monotonic()
-
-
-_CLOCKS: WeakKeyDictionary[Any, StoreClock] = WeakKeyDictionary()
-
-
-def clock_of(client: S3Client) -> StoreClock:
-    """The clock of the store behind a client; the same one for the same client."""
-    clock = _CLOCKS.get(client)
-    if clock is None:
-        clock = _CLOCKS[client] = StoreClock()
-        client.meta.events.register("after-call.s3", clock._note)
-    return clock

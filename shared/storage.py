@@ -7,7 +7,6 @@ is compared again here, and a delete looks before it acts where a trial has show
 from __future__ import annotations
 
 from collections.abc import Mapping
-from datetime import datetime
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -16,7 +15,7 @@ from urllib.parse import urlencode
 from awscrt.checksums import crc64nvme
 from boto3.s3.transfer import TransferConfig
 
-from shared.client import CONDITION_UNKNOWN, client_variables, clock_of, may_have_been_done, s3_client, translated
+from shared.client import CONDITION_UNKNOWN, client_variables, may_have_been_done, s3_client, translated
 from shared.deletion import CONDITION_TRIAL, TRIAL_TEXT, Deletion
 from shared.delta import DeltaFile, DeltaLocation, StoredObject
 from shared.enumeration import Enumeration, ObjectVersion
@@ -45,12 +44,7 @@ class Store(Enumeration):
     def __init__(self, client: S3Client) -> None:
         super().__init__(client)
         self._deletion = Deletion(client, self.head)
-        self._clock = clock_of(client)
         self._keeping_tags: set[str] = set()  # buckets
-
-    def now(self) -> datetime:
-        """The store's time in UTC, as its last answers tell it; the local clock's before the first one."""
-        return self._clock.now()
 
     def head(self, bucket: str, key: str) -> StoredObject:
         """Size, ETag, version and stored checksum of an object.

@@ -58,7 +58,7 @@ def upload_file(
 def _in_parts(
     client: S3Client, what: str, place: Mapping[str, str], path: Path, part_bytes: int, condition: Mapping[str, str]
 ) -> Any:
-    """S3 verifies the checksum of each part, and that of the whole object at the end. Of a failure no parts are left."""
+    """S3 verifies the checksum of each part, and of the whole object at the end. A failure leaves no parts behind."""
 
     def made(operation: Any, **request: Any) -> Any:
         return translated("uploading", what, lambda: operation(**place, **request))
