@@ -38,6 +38,19 @@ def test_what_stopped_a_check_is_to_be_mended_first(code: str, word: str) -> Non
     assert advice is not None and word in advice.text
 
 
+@pytest.mark.parametrize(
+    ("code", "word"),
+    [
+        ("verdict.deltas_below", "scan what lies below"),
+        ("verdict.disagreement", "look at both findings"),
+        ("check.in_use", "close the client"),
+    ],
+)
+def test_a_doubt_says_what_a_person_has_to_look_at(code: str, word: str) -> None:
+    advice = advice_on(on("sqlite.malformed", code))
+    assert advice is not None and advice.action is Action.CHECK_AGAIN and word in advice.text
+
+
 def test_there_is_nothing_to_do_about_a_healthy_delta() -> None:
     assert advice_on(on()) is None
     assert advice_on(on("layout.foreign_file")) is None

@@ -131,7 +131,7 @@ BROKEN: dict[str, tuple[str, Break]] = {
     "records.recoverable": ("queued", damage("queue-emptied")),
     "manifest.unreadable": ("uploaded", lambda delta: (delta / MANIFEST).write_bytes(b"{")),
     "manifest.file_missing": ("uploaded", damage("harmless-skeleton-file-missing")),
-    "manifest.file_unlisted": ("uploaded", damage("harmless-foreign-file")),
+    "manifest.file_unlisted": ("uploaded", lambda delta: (delta / f"{DATABASE}-shm").write_bytes(b"x")),
     "manifest.size_differs": ("uploaded", damage("harmless-trailing-bytes")),
     "manifest.checksum_differs": ("uploaded", flipped_bit),
     "manifest.content_differs": ("uploaded", in_manifest(b'"count": 50', b'"count": 51')),
@@ -147,6 +147,10 @@ ELSEWHERE = {
     # what the environment does, and what a store knows of an upload
     "quarantine.held": "scanner/test_gate.py",
     "chunk.content_differs": "scanner/test_gate.py",
+    # what speaks against acting on a verdict
+    "verdict.deltas_below": "shared/test_judgement.py",
+    "verdict.disagreement": "scanner/test_advice.py",
+    "check.in_use": "scanner/test_advice.py",
     "check.storage": "shared/test_judgement.py",
     "check.access_denied": "shared/test_judgement.py",
     "check.throttled": "shared/test_judgement.py",

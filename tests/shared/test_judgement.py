@@ -394,3 +394,33 @@ def test_without_stored_checksums_every_file_of_the_manifest_is_downloaded_and_c
     assert judgement.verdict.status is Status.HEALTHY
     assert judgement.checksums_proven
     assert "GET length.bin" in seen
+
+
+class TestDeltasBelow:
+    """A file of a delta that lies one level too high makes no delta of what lies below."""
+
+    PARENT = DeltaLocation("deltas", "words/delta/")
+
+    @pytest.mark.parametrize(
+        "stray", [DATABASE, f"{DATABASE}-journal", "0a1b2c3d-0000-4000-8000-0123456789ab/header.bin"]
+    )
+    def test_what_is_proven_of_it_is_a_doubt_that_names_them(
+        self, store: Store, healthy_delta: Path, put_delta: PutDelta, settled: Settings, stray: str
+    ) -> None:
+        below = [put_delta(healthy_delta, f"words/delta/{number}") for number in (1, 2)]
+        store.put("deltas", self.PARENT.key(stray), b"SQLite format 3, almost")
+        verdict = judge_stored(store, self.PARENT, Depth.STRUCTURE, settled).verdict
+        assert verdict.status is Status.UNDETERMINED
+        (doubt,) = [finding for finding in verdict.findings if finding.code == "verdict.deltas_below"]
+        assert "2 deltas lie below it, such as 1/, 2/" in doubt.detail
+        for location in below:
+            assert judge_stored(store, location, Depth.STRUCTURE, settled).verdict.status is Status.HEALTHY
+
+    def test_a_healthy_delta_above_others_is_as_healthy_as_any(
+        self, store: Store, healthy_delta: Path, put_delta: PutDelta, settled: Settings
+    ) -> None:
+        put_delta(healthy_delta, "words/delta")
+        alone = judge_stored(store, self.PARENT, Depth.STRUCTURE, settled).verdict
+        put_delta(healthy_delta, "words/delta/1")
+        verdict = judge_stored(store, self.PARENT, Depth.STRUCTURE, settled).verdict
+        assert (verdict.status, verdict.fingerprint, verdict.size) == (Status.HEALTHY, alone.fingerprint, alone.size)

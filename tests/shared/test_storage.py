@@ -15,7 +15,7 @@ from botocore.utils import parse_timestamp
 
 from shared import enumeration
 from shared.client import _moment
-from shared.delta import MAX_FILES, DeltaFile, DeltaLocation
+from shared.delta import DATABASE, MAX_FILES, DeltaFile, DeltaLocation
 from shared.errors import ObjectChanged, ObjectGone, StorageError
 from shared.manifest import encode_checksum
 from shared.storage import Store, current_store
@@ -87,7 +87,7 @@ def test_a_listing_has_names_below_the_prefix_and_no_folder_marker(store: Store,
     put("d/1/")
     put("d/1/a b+c")
     put("d/10/other")
-    assert [file.name for file in store.list_delta(DeltaLocation(bucket, "d/1/")).files] == ["a b+c"]
+    assert [file.name for file in store.list_delta(DeltaLocation(bucket, "d/1/")).others] == ["a b+c"]
 
 
 def test_an_endless_listing_is_not_read_to_its_end(store: Store, bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -119,24 +119,24 @@ def test_a_range_of_an_empty_object_is_empty(store: Store, bucket: str, put: Any
 
 
 def test_a_download_takes_only_the_object_that_was_listed(store: Store, bucket: str, put: Any, tmp_path: Path) -> None:
-    put("d/1/file", b"old")
+    put(f"d/1/{DATABASE}", b"old")
     (file,) = store.list_delta(DeltaLocation(bucket, "d/1/")).files
-    put("d/1/file", b"new")
+    put(f"d/1/{DATABASE}", b"new")
     with pytest.raises(ObjectChanged):
         store.download(DeltaLocation(bucket, "d/1/"), file, tmp_path / "file")
 
 
 def test_a_download_that_ends_early_or_late_is_an_error(store: Store, bucket: str, put: Any, tmp_path: Path) -> None:
-    etag = put("d/1/file", b"12345")
+    etag = put(f"d/1/{DATABASE}", b"12345")
     for size in (4, 6):
-        file = DeltaFile("file", size, etag, store.list_delta(DeltaLocation(bucket, "d/1/")).files[0].modified)
+        file = DeltaFile(DATABASE, size, etag, store.list_delta(DeltaLocation(bucket, "d/1/")).files[0].modified)
         with pytest.raises(StorageError, match=f"{size} were listed"):
             store.download(DeltaLocation(bucket, "d/1/"), file, tmp_path / f"file-{size}")
 
 
 def test_a_download_whose_bytes_changed_on_their_way_is_an_error(bucket: str, tmp_path: Path) -> None:
     store, _ = faults.hooked(faults.changed_on_the_way)
-    store.put(bucket, "d/1/file", b"as it was stored" * 1000)
+    store.put(bucket, f"d/1/{DATABASE}", b"as it was stored" * 1000)
     (file,) = store.list_delta(DeltaLocation(bucket, "d/1/")).files
     with pytest.raises(StorageError, match="checksum") as raised:
         store.download(DeltaLocation(bucket, "d/1/"), file, tmp_path / "file")

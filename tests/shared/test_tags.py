@@ -58,7 +58,7 @@ def test_a_note_does_not_weaken_a_tag() -> None:
 )
 def test_a_tag_loses_its_force_when_a_file_is_another_one(other: DeltaFile) -> None:
     assert healthy_depth(tagged(), Listing.of([other])) is None
-    assert healthy_depth(tagged(), Listing.of([*LISTING.files, DeltaFile("new", 1, "x", NOW)])) is None
+    assert healthy_depth(tagged(), Listing.of([*LISTING.files, DeltaFile("chroma.sqlite3-wal", 1, "x", NOW)])) is None
     assert healthy_depth(tagged(), Listing(())) is None
 
 
