@@ -1,7 +1,7 @@
 """Where deltas lie: from a prefix of a bucket, or a local folder, to the deltas at and below it.
 
 A delta is found by its files' names alone, so one whose database is missing is found as well. Memory stays constant:
-the files of the folders on the way to the current one, and of each folder that is no delta no more than a few.
+of each folder on the way to the current one no more is kept than a listing has (`shared.delta.Gathering`).
 Each delta comes with a bookmark, from which another pass goes on behind it without a look at what lies before.
 """
 
@@ -13,11 +13,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
-from shared.delta import DATABASE, JOURNALS, MANIFEST, MAX_FILES, DeltaFile, DeltaLocation, Listing, segment_of
+from shared.delta import DATABASE, JOURNALS, MANIFEST, DeltaFile, DeltaLocation, Gathering, Listing, segment_of
 from shared.errors import faults_explained
 
 _AT_TOP = frozenset({DATABASE, MANIFEST, *JOURNALS})
-_KEPT = 256  # files of a folder that are kept before one of them shows that it is a delta
 
 
 class Walk(Protocol):
@@ -42,7 +41,7 @@ class Bookmark:
 
 @dataclass(frozen=True, slots=True)
 class FoundDelta:
-    """A delta in S3 with its objects as they were listed; `listing` is None where they were too many to keep."""
+    """A delta in S3 with its objects as they were listed; `listing` is None where not all were seen, or too many."""
 
     location: DeltaLocation
     listing: Listing | None
@@ -132,27 +131,22 @@ def _names_in(folder: Path) -> list[str]:
 
 @dataclass(slots=True)
 class _Folder:
-    """A folder on the way to the current key, with all that lies in it and below it."""
+    """A folder on the way to the current key, with what lies in it and below it."""
 
     prefix: str
     is_delta: bool = False
     whole: bool = True
-    objects: list[tuple[str, DeltaFile | None]] = field(default_factory=list)
+    gathering: Gathering = field(default_factory=Gathering)
 
-    def add(self, entry: tuple[str, DeltaFile | None]) -> None:
-        """Takes in an object, unless there are too many."""
-        self.objects.append(entry)
-        if len(self.objects) > (MAX_FILES if self.is_delta else _KEPT):
-            self.whole = False
-            self.objects.clear()
+    def add(self, key: str, file: DeltaFile | None) -> None:
+        """Takes in an object; None for a local file, of which only the name is known."""
+        name = key[len(self.prefix) :]
+        if file is not None and name:
+            self.gathering.add(DeltaFile(name, file.size, file.etag, file.modified))
 
     def listing(self) -> Listing | None:
-        """The objects by their names in the folder; None when there were too many."""
-        if not self.whole:
-            return None
-        start = len(self.prefix)
-        files = (DeltaFile(key[start:], f.size, f.etag, f.modified) for key, f in self.objects if f and key[start:])
-        return Listing.of(files)
+        """The objects by their names in the folder; None when not all were seen, or too many."""
+        return self.gathering.listing() if self.whole and not self.gathering.overfull else None
 
 
 def _deltas(
@@ -186,7 +180,7 @@ def _deltas(
             owner.is_delta = bool(owner.prefix.strip("/"))
         for place in way:
             if place.whole:
-                place.add(entry)
+                place.add(*entry)
     yield from _marked([folder for folder in reversed(way) if folder.is_delta], [], key)
 
 

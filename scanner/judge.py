@@ -67,7 +67,10 @@ class Judge:
         judgement = self._judge(location, listing)
         if listing is not None and any(finding.code in _STALE for finding in judgement.verdict.findings):
             judgement = self._judge(location, None)
-        if judgement.listing.files or judgement.verdict.status is Status.UNDETERMINED:
+        rest = listing is None and (
+            judgement.listing.others or judgement.listing.more
+        )  # where the user named the place
+        if judgement.listing.files or rest or judgement.verdict.status is Status.UNDETERMINED:
             return judgement
         return self._gone(location.uri, f"{location.uri}: nothing lies there any more")
 

@@ -56,7 +56,7 @@ def in_batches(deltas: Iterable[FoundDelta], size: BatchSize) -> Iterator[list[F
         batch.append(delta)
         if delta.listing is not None:
             held += delta.listing.size
-            files += len(delta.listing.files)
+            files += len(delta.listing.files) + len(delta.listing.others) + len(delta.listing.below)
         if len(batch) >= size.deltas or held >= size.size or files >= _FILES:
             yield batch
             batch, held, files = [], 0, 0
@@ -67,17 +67,26 @@ def in_batches(deltas: Iterable[FoundDelta], size: BatchSize) -> Iterator[list[F
 def as_line(delta: FoundDelta) -> str:
     """A delta as a line of a batch's file: where it lies, and its objects as they were listed."""
     listing = delta.listing
-    files = listing and [[file.name, file.size, file.etag, file.modified.isoformat()] for file in listing.files]
-    return json.dumps([delta.location.bucket, delta.location.prefix, files], separators=(",", ":")) + "\n"
+    if listing is None:
+        told = None
+    else:
+        beside = [listing.more, listing.crowded, listing.below, listing.unseen]
+        told = [*map(_told, (listing.files, listing.others)), *beside]
+    return json.dumps([delta.location.bucket, delta.location.prefix, told], separators=(",", ":")) + "\n"
 
 
 def of_line(line: str) -> FoundDelta:
     """The delta that `as_line` wrote, without its bookmark."""
-    bucket, prefix, files = json.loads(line)
+    bucket, prefix, told = json.loads(line)
     listing = None
-    if files is not None:
-        listing = Listing(tuple(map(_file, files)))
+    if told is not None:
+        files, others, more, crowded, below, unseen = told
+        listing = Listing(tuple(map(_file, files)), tuple(map(_file, others)), more, crowded, tuple(below), unseen)
     return FoundDelta(DeltaLocation(bucket, prefix), listing, Bookmark(""))
+
+
+def _told(files: Iterable[DeltaFile]) -> list[list[object]]:
+    return [[file.name, file.size, file.etag, file.modified.isoformat()] for file in files]
 
 
 def _file(told: tuple[str, int, str, str]) -> DeltaFile:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import cached_property
 
@@ -17,10 +17,18 @@ JOURNALS = ("chroma.sqlite3-journal", "chroma.sqlite3-wal", "chroma.sqlite3-shm"
 SEGMENT_FILES = ("data_level0.bin", "header.bin", "index_metadata.pickle", "length.bin", "link_lists.bin")
 
 MAX_FILES = 20_000
-"""A delta has five files a collection and one database; a listing longer than this is not read to its end."""
+"""A delta has five files a collection and one database; one that owns more than so many is not judged."""
+
+MAX_OTHERS = 1000
+"""How many objects that are not Chroma's are kept of a listing, for a manifest may name some of them."""
+
+MAX_BELOW = 100
+"""How many of the deltas that lie below another one are kept by name."""
 
 MAX_NAME_BYTES = 128
 """Bytes of the longest name that a delta may own; Chroma's own have at most 58."""
+
+_DEEP_SHOWN = 5
 
 _UUID = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}")
 BUCKET_NAME = re.compile(r"[a-z0-9][a-z0-9._-]{1,61}[a-z0-9]")
@@ -55,22 +63,32 @@ class StoredObject:
 
 @dataclass(frozen=True)
 class Listing:
-    """What lies under the prefix of one delta: its own files, and the others, which belong to somebody else.
+    """What lies under the prefix of one delta: its own files, and something of the rest, which belongs to somebody else.
 
     Args:
         files: The files that the delta owns (see `is_own_file`), sorted by name.
-        others: All other objects below the prefix, sorted by name. They are never read, moved or deleted.
+        others: Other objects below the prefix, sorted by name: those that a manifest may name (at most `MAX_OTHERS`),
+            and some that lie deeper. They are never moved or deleted.
+        more: How many others there are besides.
+        crowded: Whether some of those that a manifest may name are only counted.
+        below: The prefixes, relative to this delta's, of deltas that lie deeper below it, sorted; at most `MAX_BELOW`.
+        unseen: Whether what lies deeper was not looked at to its end, so that more deltas may lie there.
     """
 
     files: tuple[DeltaFile, ...]
     others: tuple[DeltaFile, ...] = ()
+    more: int = 0
+    crowded: bool = False
+    below: tuple[str, ...] = ()
+    unseen: bool = False
 
     @classmethod
     def of(cls, files: Iterable[DeltaFile]) -> Listing:
         """A listing of the objects below a prefix, in any order, each parted by its name into own and others."""
-        ordered = sorted(files, key=lambda file: file.name)
-        own = tuple(file for file in ordered if is_own_file(file.name))
-        return cls(own, tuple(file for file in ordered if not is_own_file(file.name)))
+        gathering = Gathering()
+        for file in sorted(files, key=lambda file: file.name):
+            gathering.add(file)
+        return gathering.listing()
 
     def owning(self, names: Iterable[str]) -> Listing:
         """This listing with those of the others as own files that a manifest names and that a delta may own.
@@ -82,18 +100,12 @@ class Listing:
         if not added:
             return self
         kept = tuple(file for file in self.others if file.name not in named)
-        return Listing(tuple(sorted((*self.files, *added), key=lambda file: file.name)), kept)
+        return replace(self, files=tuple(sorted((*self.files, *added), key=_by_name)), others=kept)
 
     @cached_property
     def by_name(self) -> dict[str, DeltaFile]:
         """The own files by their names."""
         return {file.name: file for file in self.files}
-
-    @cached_property
-    def below(self) -> frozenset[str]:
-        """The prefixes, relative to this delta's, of the deltas that lie deeper below it."""
-        owners = (delta_prefix_of(f"./{file.name}") for file in self.others)
-        return frozenset(owner.removeprefix("./") for owner in owners if owner is not None)
 
     @cached_property
     def fingerprint(self) -> str:
@@ -113,6 +125,66 @@ class Listing:
     def newest(self) -> datetime | None:
         """When the last own file arrived, in UTC, or None where there is none."""
         return max((file.modified.astimezone(UTC) for file in self.files), default=None)
+
+
+class Gathering:
+    """A listing while its objects come in, in any order. However many there are, it keeps a bounded number of them.
+
+    Args:
+        apart: A prefix, relative to the delta's, of what is no delta below it: the quarantine, if it lies there.
+    """
+
+    def __init__(self, apart: str = "") -> None:
+        self.overfull = False
+        self._crowded = False
+        self._apart = apart
+        self._files: list[DeltaFile] = []
+        self._named: list[DeltaFile] = []
+        self._deep: list[DeltaFile] = []
+        self._others = 0
+        self._below: set[str] = set()
+
+    def add(self, file: DeltaFile) -> None:
+        """Takes in an object by its name below the prefix. More than `MAX_FILES` own ones are not kept: `overfull`."""
+        name = file.name
+        if is_own_file(name):
+            self._files.append(file)
+            if len(self._files) > MAX_FILES:
+                self.overfull = True
+                self._files.clear()
+            return
+        self._others += 1
+        nameable = may_own(name)
+        kept, most = (self._named, MAX_OTHERS) if nameable else (self._deep, _DEEP_SHOWN)
+        if len(kept) < most:
+            kept.append(file)
+        elif nameable:
+            self._crowded = True
+        if len(self._below) < MAX_BELOW and not (self._apart and name.startswith(self._apart)):
+            owner = delta_prefix_of(f"./{name}")
+            if owner is not None:
+                self._below.add(owner.removeprefix("./"))
+
+    def pass_over(self) -> None:
+        """Counts an object that can be nobody's file, such as a link in a local folder."""
+        self._others += 1
+
+    @property
+    def below(self) -> bool:
+        """Whether a delta lies below this one, as far as is known."""
+        return bool(self._below)
+
+    def listing(self, *, unseen: bool = False) -> Listing:
+        """What came in, as a listing; `unseen` when what lies deeper was not looked at to its end."""
+        others = tuple(sorted((*self._named, *self._deep), key=_by_name))
+        return Listing(
+            tuple(sorted(self._files, key=_by_name)),
+            others,
+            self._others - len(others),
+            self._crowded,
+            tuple(sorted(self._below)),
+            unseen,
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,6 +221,10 @@ class DeltaLocation:
         return self.prefix + name
 
 
+def _by_name(file: DeltaFile) -> str:
+    return file.name
+
+
 def parse_s3_uri(uri: str) -> tuple[str, str]:
     """Bucket and prefix (maybe empty) of an `s3://` URI.
 
@@ -168,21 +244,26 @@ def segment_of(name: str) -> str | None:
     return folder if base in SEGMENT_FILES and _UUID.fullmatch(folder) else None
 
 
+def is_index_folder(name: str) -> bool:
+    """Whether a folder of a delta is named as the folder of a vector index is."""
+    return _UUID.fullmatch(name) is not None
+
+
 def is_own_file(name: str) -> bool:
     """Whether a delta owns the file `name` below its prefix by its name alone: Chroma's files and the manifest."""
     return name == MANIFEST or is_chroma_file(name)
 
 
 def may_own(name: str) -> bool:
-    """Whether a delta may own the file `name` when its manifest lists it: directly below it, or in an index folder."""
-    folder, slash, base = name.rpartition("/")
-    if not base or base in (".", "..") or len(name.encode("utf-8", "surrogatepass")) > MAX_NAME_BYTES:
-        return False
-    return (
-        is_own_file(name)
-        or not slash
-        or (bool(_UUID.fullmatch(folder)) and base not in (DATABASE, MANIFEST, *JOURNALS))
-    )
+    """Whether a delta may own the file `name` below its prefix when its manifest lists it.
+
+    Besides Chroma's files these lie directly below the prefix: what lies deeper may be another delta's. So may a file of
+    an index that lies directly below it: then the prefix is an index folder of the delta above.
+    """
+    if "/" in name:
+        return is_own_file(name)
+    usable = name not in ("", ".", "..", *SEGMENT_FILES)
+    return usable and len(name.encode("utf-8", "surrogatepass")) <= MAX_NAME_BYTES
 
 
 def is_chroma_file(name: str) -> bool:

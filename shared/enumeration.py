@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 from shared.client import StoreClock, translated
-from shared.delta import MAX_FILES, DeltaFile, DeltaLocation, Listing
+from shared.delta import MAX_FILES, DeltaFile, DeltaLocation, Gathering, Listing, is_index_folder
 from shared.errors import StorageError
 
 if TYPE_CHECKING:
@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
 
 _PAGE_KEYS = 1000  # of ListObjectsV2
+_MOST_ENTRIES = 100_000  # objects and folders on the levels of one delta: 100 requests or some more
+_MOST_INDEXES = 1000  # folders that are named as an index is, each a request
 _DELTAS_A_PAGE = 4  # so a listing of several costs at most a quarter of one each, and is given up then
 
 
@@ -51,19 +53,64 @@ class Enumeration:
         """
         return self._clock.now()
 
-    def list_delta(self, location: DeltaLocation) -> Listing:
-        """The objects of a delta; an empty listing where there are none.
+    def list_delta(self, location: DeltaLocation, apart: str = "") -> Listing:
+        """The objects of a delta, and what lies below it besides; an empty listing where nothing does.
+
+        Where very many objects lie deeper (the file of a delta one level too high, above all the others), these are not
+        read to their end: then only the levels are listed where a delta's own files lie.
+
+        Args:
+            location: Where it lies.
+            apart: A prefix of the bucket below which no delta counts: that of the quarantine.
 
         Raises:
-            StorageError: The listing failed, or is longer than `MAX_FILES` (`check.size_cap`).
+            StorageError: A request failed; the delta has more than `MAX_FILES` files of its own, or they cannot be told
+                from what else lies there (`check.size_cap`, or `verdict.deltas_below` where other deltas do).
         """
-        files: list[DeltaFile] = []
-        for key, file in self.walk(location.bucket, location.prefix):
-            files += _file_of(location, key, file)
-            if len(files) > MAX_FILES:
-                detail = f"{location.uri}: more than {MAX_FILES} objects"
-                raise StorageError("check.size_cap", detail, "TooManyObjects")
-        return Listing.of(files)
+        inside = apart and apart.startswith(location.prefix)
+        gathering = Gathering(apart[len(location.prefix) :] if inside else "")
+        with closing(self.walk(location.bucket, location.prefix)) as objects:
+            for number, (key, file) in enumerate(objects):
+                if number == MAX_FILES:
+                    return self._listed_by_level(location, gathering)
+                _gather(gathering, location, key, file)
+        return gathering.listing()
+
+    def _listed_by_level(self, location: DeltaLocation, seen: Gathering) -> Listing:
+        """The listing of a delta with more objects below than are read: of its own level, and of its index folders."""
+        gathering = Gathering()
+        indexes: list[str] = []
+        entries = 0
+
+        def gather(prefix: str) -> None:
+            nonlocal entries
+            for key, file in self._level(location.bucket, prefix):
+                entries += 1
+                if entries > _MOST_ENTRIES or len(indexes) > _MOST_INDEXES:
+                    raise _too_many(location, seen)
+                if file is not None:
+                    _gather(gathering, location, key, file)
+                elif prefix == location.prefix and is_index_folder(key[len(prefix) : -1]):
+                    indexes.append(key)
+
+        gather(location.prefix)
+        for index in indexes:
+            gather(index)
+        if gathering.overfull:
+            raise _too_many(location, seen)
+        return replace(gathering.listing(), below=seen.listing().below, unseen=True)
+
+    def _level(self, bucket: str, prefix: str) -> Iterator[tuple[str, DeltaFile | None]]:
+        """The objects directly below a prefix, and the prefixes (with None) of what lies deeper."""
+        token: dict[str, str] = {}
+        while True:
+            request = {"Bucket": bucket, "Prefix": prefix, "Delimiter": "/", **token}
+            page = self._call("listing", f"s3://{bucket}/{prefix}", self._client.list_objects_v2, request)
+            yield from _entries(page)
+            yield from ((entry["Prefix"], None) for entry in page.get("CommonPrefixes", []))
+            if not page.get("IsTruncated"):
+                return
+            token = {"ContinuationToken": page["NextContinuationToken"]}
 
     def list_deltas(self, locations: Iterable[DeltaLocation]) -> dict[DeltaLocation, Listing]:
         """The objects of deltas, of those that lie side by side by one listing of the keys from the first to the last.
@@ -165,14 +212,16 @@ def _parted(
     """
     listings: dict[DeltaLocation, Listing] = {}
     waiting = list(reversed(ordered))
-    files: list[DeltaFile] = []
+    gathering = Gathering()
+    found = False
     last = ""
 
     def end() -> None:
+        nonlocal gathering, found
         location = waiting.pop()
-        if 0 < len(files) <= MAX_FILES:
-            listings[location] = Listing.of(files)
-        files.clear()
+        if found and not gathering.overfull:
+            listings[location] = gathering.listing()
+        gathering, found = Gathering(), False
 
     for seen, (key, file) in enumerate(entries):
         if key < last:
@@ -183,16 +232,26 @@ def _parted(
         if not waiting or seen == most:
             return listings
         if key.startswith(waiting[-1].prefix):
-            files += _file_of(waiting[-1], key, file)
+            found = _gather(gathering, waiting[-1], key, file) or found
     while waiting:
         end()
     return listings
 
 
-def _file_of(location: DeltaLocation, key: str, file: DeltaFile) -> list[DeltaFile]:
-    """An object as a file of a delta; none where it is a folder marker, whose key is the prefix itself."""
+def _gather(gathering: Gathering, location: DeltaLocation, key: str, file: DeltaFile) -> bool:
+    """Takes an object into the listing of a delta, unless it is a folder marker, whose key is the prefix itself."""
     name = key.removeprefix(location.prefix)
-    return [DeltaFile(name, file.size, file.etag, file.modified)] if name else []
+    if name:
+        gathering.add(DeltaFile(name, file.size, file.etag, file.modified))
+    return bool(name)
+
+
+def _too_many(location: DeltaLocation, seen: Gathering) -> StorageError:
+    if seen.below:
+        detail = f"{location.uri}: deltas lie below it, too many to tell its own files from theirs: scan judges each"
+        return StorageError("verdict.deltas_below", detail, "TooManyObjects")
+    detail = f"{location.uri}: too many objects to find those of one delta among them"
+    return StorageError("check.size_cap", detail, "TooManyObjects")
 
 
 def _entries(page: Mapping[str, Any]) -> Iterator[tuple[str, DeltaFile]]:

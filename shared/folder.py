@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import os
 import stat
+from collections import deque
+from collections.abc import Iterable
+from contextlib import AbstractContextManager, nullcontext
 from datetime import UTC, datetime
 from pathlib import Path
 
 from awscrt.checksums import crc64nvme
 
-from shared.delta import MAX_FILES, DeltaFile, Listing
+from shared.delta import MAX_FILES, DeltaFile, Gathering, Listing, is_index_folder, is_own_file
 from shared.errors import CouldNotCheck, TargetError, faults_explained
 from shared.manifest import encode_checksum
 
 _CHUNK = 4 * 1024 * 1024
+_NEVER = datetime.fromtimestamp(0, UTC)  # of what is only known by its name
 
 
 class FolderContent:
@@ -48,39 +52,74 @@ class FolderContent:
 def list_folder(path: Path) -> Listing:
     """The files below a folder; the modification time in nanoseconds stands in for the ETag.
 
+    Only the delta's own files must be plain files that can be looked at. Links and special files beside them are
+    counted as others, and so is what lies deeper, as far as it can be listed.
+
     Raises:
         TargetError: There is no such folder.
-        CouldNotCheck: It cannot be read, has too many files, or holds a link or a special file.
+        CouldNotCheck: It cannot be read, has too many files, or a link or special file has the name of a file or an
+            index folder of Chroma's.
     """
     if not path.is_dir():
         raise TargetError(f"{path}: no such folder")
-    files: list[DeltaFile] = []
-    with faults_explained(f"listing {path}"):
-        for entry in _entries(path):
-            name = os.path.relpath(entry.path, path)
-            status = entry.stat(follow_symlinks=False)
-            if not stat.S_ISREG(status.st_mode):
-                raise CouldNotCheck("check.local_io", f"{entry.path} is a link or a special file; it was not followed")
-            modified = datetime.fromtimestamp(status.st_mtime, UTC)
-            files.append(DeltaFile(name, status.st_size, str(status.st_mtime_ns), modified))
-            if len(files) > MAX_FILES:
-                raise CouldNotCheck("check.size_cap", f"{path}: more than {MAX_FILES} files")
-    return Listing.of(files)
-
-
-def _entries(path: Path) -> list[os.DirEntry[str]]:
-    found: list[os.DirEntry[str]] = []
-    waiting = [os.fspath(path)]
-    while waiting:
-        with os.scandir(waiting.pop()) as entries:
+    gathering = Gathering()
+    waiting = deque([""])  # the delta's own folders come before all that lies deeper
+    deeper = 0
+    while waiting and deeper <= MAX_FILES:
+        folder = waiting.popleft()
+        own = not folder or is_index_folder(folder[:-1])
+        with faults_explained(f"listing {path / folder}"), _opened(path / folder, required=own) as entries:
             for entry in entries:
+                name = folder + entry.name
+                deeper += not own
+                if deeper > MAX_FILES:
+                    break
                 if entry.is_dir(follow_symlinks=False):
-                    waiting.append(entry.path)
+                    if is_index_folder(name) or len(waiting) < MAX_FILES:
+                        waiting.append(f"{name}/")
+                elif own:
+                    _gather(gathering, name, entry)
                 else:
-                    found.append(entry)
-        if len(found) + len(waiting) > 2 * MAX_FILES:
-            raise CouldNotCheck("check.size_cap", f"{path}: more than {2 * MAX_FILES} files and folders")
-    return found
+                    gathering.add(DeltaFile(name, 0, "", _NEVER))
+    if gathering.overfull:
+        raise CouldNotCheck("check.size_cap", f"{path}: more than {MAX_FILES} files of Chroma's")
+    return gathering.listing()
+
+
+def _opened(folder: Path, *, required: bool) -> AbstractContextManager[Iterable[os.DirEntry[str]]]:
+    """What lies in a folder; nothing where it is none of the delta's own and cannot be listed."""
+    try:
+        return os.scandir(folder)
+    except OSError:
+        if required:
+            raise
+        return nullcontext(())
+
+
+def _gather(gathering: Gathering, name: str, entry: os.DirEntry[str]) -> None:
+    status = entry.stat(follow_symlinks=False)
+    if stat.S_ISREG(status.st_mode):
+        modified = datetime.fromtimestamp(status.st_mtime, UTC)
+        gathering.add(DeltaFile(name, status.st_size, str(status.st_mtime_ns), modified))
+    elif is_own_file(name) or is_index_folder(name):
+        raise _not_followed(entry.path)
+    else:
+        gathering.pass_over()
+
+
+def require_regular(path: Path, names: Iterable[str]) -> None:
+    """Makes sure that none of these files of a manifest, which no listing has, is there as something else.
+
+    Raises:
+        CouldNotCheck: One is a link or a special file.
+    """
+    for name in names:
+        if os.path.lexists(path / name) and not os.path.isdir(path / name):  # noqa: PTH112 - Path's follow and raise
+            raise _not_followed(path / name)
+
+
+def _not_followed(path: Path | str) -> CouldNotCheck:
+    return CouldNotCheck("check.local_io", f"{path} is a link or a special file; it was not followed")
 
 
 def check_size(listing: Listing, max_bytes: int) -> None:

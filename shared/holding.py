@@ -20,11 +20,13 @@ from shared.judgement import judge_stored
 from shared.quarantine import (
     FINGERPRINT,
     HISTORY,
+    LONG_KEYS,
     RECORD,
     HistoryEntry,
     QuarantinedFile,
     QuarantineRecord,
     held_name,
+    place_of,
     read_history,
     read_record,
     write_history,
@@ -99,9 +101,10 @@ def held_below(
     """
     home, root = settings.quarantine_of(bucket)
     marks: dict[str, set[str]] = {}
-    for key, _ in store.walk(home, root + prefix):
-        if match := _RECORD_KEY.fullmatch(key):
-            marks.setdefault(match["place"], set()).add(match[2])
+    for walked in (root + prefix, f"{root}{LONG_KEYS}/"):  # where the prefix is in the record only
+        for key, _ in store.walk(home, walked):
+            if match := _RECORD_KEY.fullmatch(key):
+                marks.setdefault(match["place"], set()).add(match[2])
 
     def read(place: DeltaLocation, names: set[str]) -> Held | StorageError:
         try:
@@ -126,7 +129,8 @@ def held_below(
             unreadable(answer)
             continue
         record = answer.record
-        if record.bucket == bucket and place.prefix == f"{root}{record.prefix}{record.fingerprint}/":
+        state = place_of(answer.origin, settings).key(f"{record.fingerprint}/")
+        if (record.bucket, place.prefix) == (bucket, state) and record.prefix.startswith(prefix):
             found.append(answer)
     return sorted(found, key=lambda held: (held.record.prefix, held.record.quarantined_at))
 

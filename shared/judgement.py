@@ -11,10 +11,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from shared import tags as verdict_tags
-from shared.delta import DATABASE, MANIFEST, DeltaLocation, Listing, is_chroma_file, printable
+from shared.delta import (
+    DATABASE,
+    MANIFEST,
+    MAX_BELOW,
+    DeltaLocation,
+    Listing,
+    is_chroma_file,
+    is_own_file,
+    printable,
+)
 from shared.errors import CouldNotCheck, ObjectChanged, StorageError
 from shared.findings import Weight
-from shared.folder import FolderContent, check_size, checksum_of, list_folder
+from shared.folder import FolderContent, check_size, checksum_of, list_folder, require_regular
 from shared.inspection import Content, Examination, examine
 from shared.manifest import MAX_MANIFEST_BYTES, Manifest, compare_checksums, compare_collections, compare_listing
 from shared.remote import RemoteContent, Step, read_head
@@ -54,8 +63,9 @@ class Judgement:
 
     @property
     def gone(self) -> bool:
-        """Whether nothing lies under the prefix (any more)."""
-        return not self.listing.files and self.verdict.status is not Status.UNDETERMINED
+        """Whether no file of a delta lies under the prefix (any more), whatever lies deeper below it."""
+        listed = bool(self.listing.below) or self.verdict.status is not Status.UNDETERMINED
+        return listed and not self.listing.files
 
 
 def judge_stored(
@@ -85,7 +95,7 @@ def judge_stored(
     work = _Work(location.uri, depth)
     try:
         with step("list"):
-            work.listing = listing or store.list_delta(location)
+            work.listing = listing or store.list_delta(location, apart=_quarantine_beside(location, settings))
         if trust_tags and _tagged_healthy(store, location, work.listing, depth):
             work.by_tag = True
             return work.judgement()
@@ -132,7 +142,8 @@ def judge_folder(path: Path, depth: Depth, settings: Settings) -> Judgement:
         work.read_manifest(lambda length: content.head(MANIFEST, length))
         if work.manifest is not None:
             check_size(work.listing, settings.max_delta_bytes)
-            listed = (file.name for file in work.manifest.files if file.name in work.listing.by_name)
+            listed = [file.name for file in work.manifest.files if file.name in work.listing.by_name]
+            require_regular(path, {file.name for file in work.manifest.files} - set(listed))
             work.checksums = {name: checksum_of(path / name) for name in listed}
         work.examine(content, settings.probe_timeout_seconds)
     except CouldNotCheck as fault:
@@ -165,9 +176,15 @@ class _Work:
             return
         try:
             self.manifest = Manifest.parse(read(MAX_MANIFEST_BYTES + 1))
-            self.listing = self.listing.owning(file.name for file in self.manifest.files)
         except ValueError as error:
             self.observed.append(Finding("manifest.unreadable", MANIFEST, str(error)))
+            return
+        self.listing = self.listing.owning(file.name for file in self.manifest.files)
+        missing = [file.name for file in self.manifest.files if file.name not in self.listing.by_name]
+        unseen = next((name for name in missing if not is_own_file(name)), None) if self.listing.crowded else None
+        if unseen is not None:
+            detail = f"{printable(unseen)} of the manifest may be one of too many files that are not Chroma's"
+            raise CouldNotCheck("check.size_cap", detail)
 
     def examine(self, content: Content, probe_seconds: float, step: Step = nullcontext) -> None:
         if self.manifest is not None:
@@ -195,10 +212,8 @@ class _Work:
         self.checksums |= computed
 
     def judgement(self) -> Judgement:
-        if self.listing.below and status_of(self.observed) is Status.CORRUPT:
-            some = ", ".join(printable(prefix, 80) for prefix in sorted(self.listing.below)[:_BELOW_SHOWN])
-            detail = f"{len(self.listing.below)} deltas lie below it, such as {some}: scan judges each of them"
-            self.observed.append(Finding("verdict.deltas_below", "", detail))
+        if status_of(self.observed) is Status.CORRUPT:
+            self.observed += _deltas_below(self.listing)
         verdict = Verdict(
             self.delta,
             self.depth,
@@ -211,6 +226,26 @@ class _Work:
             self.listing.newest,
         )
         return Judgement(verdict, self.listing, self.manifest, self.checksums_proven, self.by_tag, self.settles_at)
+
+
+def _quarantine_beside(location: DeltaLocation, settings: Settings) -> str:
+    """The prefix of the quarantine where it is in the same bucket: what is held there is no delta below another one."""
+    bucket, prefix = settings.quarantine_of(location.bucket)
+    return prefix if bucket == location.bucket else ""
+
+
+def _deltas_below(listing: Listing) -> list[Finding]:
+    """The doubt about a proof against a delta that others lie below: one of its files may lie one level too high."""
+    if not listing.below and not listing.unseen:
+        return []
+    number = len(listing.below)
+    if not number:
+        detail = "more objects lie below it than were looked at; where they are deltas, scan finds and judges them"
+    else:
+        some = ", ".join(printable(prefix, 80) for prefix in listing.below[:_BELOW_SHOWN])
+        at_least = "at least " * (listing.unseen or number == MAX_BELOW)
+        detail = f"{at_least}{number} deltas lie below it, such as {some}: scan finds and judges each of them"
+    return [Finding("verdict.deltas_below", "", detail)]
 
 
 def _tagged_healthy(store: Store, location: DeltaLocation, listing: Listing, depth: Depth) -> bool:

@@ -138,10 +138,12 @@ def quarantine(store: Store, location: DeltaLocation, judgement: Judgement, sett
         DeltaguardError: The verdict is not `corrupt`, or the delta lies in quarantine already.
         StorageError: A request failed. Nothing is lost; the same call may be made again.
     """
-    if judgement.verdict.status is not Status.CORRUPT or not judgement.listing.files:
+    if judgement.verdict.status is not Status.CORRUPT:
         raise DeltaguardError(f"{location.uri}: only a corrupt delta is quarantined, not {judgement.verdict.status}")
-    if judgement.listing.below:
-        raise DeltaguardError(f"{location.uri}: {len(judgement.listing.below)} deltas lie below it, so it is not moved")
+    if not judgement.listing.files:
+        raise DeltaguardError(f"{location.uri}: no file of a delta lies there, so there is nothing to move")
+    if judgement.listing.below or judgement.listing.unseen:
+        raise DeltaguardError(f"{location.uri}: other deltas lie below it, or may, so it is not moved")
     if is_quarantined(location, settings):
         raise DeltaguardError(f"{location.uri} lies in quarantine already")
     listing = judgement.listing
@@ -166,12 +168,13 @@ def place_of(location: DeltaLocation, settings: Settings) -> DeltaLocation:
     """Where every quarantined state of this delta lies, each below its own fingerprint.
 
     That is the delta's own prefix below the quarantine prefix, or, where its keys would be longer there than S3 takes
-    (https://docs.aws.amazon.com/AmazonS3/latest/userguide/object-keys.html), one made of the sha256 of its URI.
+    (https://docs.aws.amazon.com/AmazonS3/latest/userguide/object-keys.html), one made of the sha256 of its URI. That is
+    also the place of a delta that lies where those places are, below the quarantine prefix.
     """
     bucket, prefix = settings.quarantine_of(location.bucket)
     key = prefix + location.prefix
     longest = len(key.encode("utf-8", "surrogatepass")) + _FINGERPRINT_BYTES + MAX_NAME_BYTES + len(".file")
-    if longest > _MAX_KEY_BYTES:
+    if longest > _MAX_KEY_BYTES or location.prefix.startswith(f"{LONG_KEYS}/"):
         digest = hashlib.sha256(location.uri.encode("utf-8", "surrogatepass")).hexdigest()
         key = f"{prefix}{LONG_KEYS}/{digest}/"
     return DeltaLocation(bucket, key)
@@ -209,7 +212,8 @@ def read_record(store: Store, place: DeltaLocation) -> QuarantineRecord:
     except ValidationError as error:
         detail = f"reading {place.uri}{RECORD}: not a quarantine record ({error.error_count()} errors)"
         raise StorageError("check.storage", detail, "InvalidRecord") from error
-    if not place.prefix.endswith(f"/{record.prefix}{record.fingerprint}/"):
+    origin = hashlib.sha256(f"s3://{record.bucket}/{record.prefix}".encode("utf-8", "surrogatepass")).hexdigest()
+    if not place.prefix.endswith((f"/{record.prefix}{record.fingerprint}/", f"/{origin}/{record.fingerprint}/")):
         detail = f"reading {place.uri}{RECORD}: it is the record of another place, {printable(record.prefix)}"
         raise StorageError("check.storage", detail, "InvalidRecord")
     return record

@@ -20,7 +20,7 @@ from shared.settings import Settings
 from shared.storage import Store
 from shared.tags import healthy_depth, with_verdict
 from shared.telemetry import UNKNOWN_COLLECTION, count_verdict, logger, traced
-from shared.verdict import Status
+from shared.verdict import Status, Verdict
 
 COMPONENT = "validator"
 
@@ -33,7 +33,8 @@ def respond(
     """Acts on a verdict and tells of it, and of what an earlier run did and had no time to tell.
 
     Returns:
-        Whether the delta is settled. An `incomplete` or `undetermined` one is not: it must be looked at again.
+        Whether the delta is settled. An `incomplete` or `undetermined` one is not: it must be looked at again, unless
+        that would find the same in the same bytes (`verdict.*`), and a person was told.
 
     Raises:
         StorageError: The quarantine could not be carried to its end; nothing is lost, and it may be tried again.
@@ -63,9 +64,11 @@ def _act(store: Store, messaging: Messaging, location: DeltaLocation, judgement:
         return False
     count_verdict(COMPONENT, settings.stage, verdict, collection_of(judgement))
     if verdict.status is Status.UNDETERMINED:
-        logger.warning("Delta could not be checked, it stays untouched", extra=facts)
-        _tell_undetermined(messaging, judgement, settings)
-        return False
+        if doubtful := _stays_in_doubt(verdict):
+            logger.error("Delta in doubt: a person must look at it, it stays untouched", extra=facts)
+        else:
+            logger.warning("Delta could not be checked, it stays untouched", extra=facts)
+        return _tell_undetermined(messaging, judgement, settings) and doubtful
     if verdict.status is Status.CORRUPT:
         logger.error("Delta validation failed: corrupt", extra=facts)
         return _quarantine(store, messaging, location, judgement, settings)
@@ -103,13 +106,21 @@ def _quarantine(
     return not removal.left
 
 
-def _tell_undetermined(messaging: Messaging, judgement: Judgement, settings: Settings) -> None:
-    """The delta comes back anyway, and with it this notice; so one that cannot be sent stops nothing."""
+def _stays_in_doubt(verdict: Verdict) -> bool:
+    """Whether the same bytes would lead to the same doubt: no part of the check was stopped by the environment."""
+    codes = {finding.code for finding in verdict.findings}
+    return any(code.startswith("verdict.") for code in codes) and not any(code.startswith("check.") for code in codes)
+
+
+def _tell_undetermined(messaging: Messaging, judgement: Judgement, settings: Settings) -> bool:
+    """Whether the notice was sent. Where not, the delta comes back, and with it this notice; so that stops nothing."""
     notice = DeltaUndetermined.of(judgement.verdict, _batch_of(judgement))
     try:
         send(messaging, settings, notice)
     except MessagingError as error:
         logger.warning("Nobody was told", extra={"delta": notice.delta, "reason": str(error)})
+        return False
+    return True
 
 
 def _tag(store: Store, location: DeltaLocation, judgement: Judgement) -> None:
