@@ -88,6 +88,7 @@ CATALOGUE: dict[str, FindingKind] = {
     "records.segment_missing": FindingKind(_P, "A collection has no vector or no metadata segment."),
     "records.database_missing": FindingKind(_P, "A collection's database or tenant has no row, or a wrong one."),
     "records.collection_missing": FindingKind(_P, "Segments belong to a collection that has no row."),
+    "records.leftover": FindingKind(_N, "Rows of what was deleted: Chroma leaves them behind and never reads them."),
     "records.dimension_missing": FindingKind(_P, "A collection holds vectors, but its dimension is not set."),
     "records.recoverable": FindingKind(_N, "Whether what a damaged collection holds can be recovered, and from where."),
     # manifest

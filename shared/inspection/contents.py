@@ -23,6 +23,7 @@ from shared.errors import DeltaguardError
 from shared.inspection import sysdb
 from shared.inspection.header import HEADER_BYTES, inspect_header
 from shared.inspection.hnsw import IndexFiles, read_id_map
+from shared.inspection.index_settings import IndexSettings
 from shared.inspection.placement import Placement, place
 from shared.inspection.schema import Schema, inspect_schema, read_schema
 from shared.inspection.sqlite import NotUtf8, explained, opened
@@ -36,21 +37,7 @@ _SQL_SECONDS = 3600.0  # from opening to closing, so it has room for whoever wor
 _MOST_PARAMETERS = 500
 _SPARSE = 4  # more rows than this for each wanted one, and they are looked up one by one
 _NO_LIMIT = 2**63 - 1
-_DEFAULT_DATABASE = "00000000-0000-0000-0000-000000000000"
 _QUEUED = "SELECT seq_id, vector FROM embeddings_queue WHERE seq_id"
-# Where the parameters of an index are written, the place that Chroma 1.5 goes by first.
-_OF_SCHEMA = ("keys", "#embedding", "float_list", "vector_index", "config")
-_OF_CONFIGURATION = ("vector_index", "hnsw")
-_OF_METADATA = {
-    "hnsw:space": "space",
-    "hnsw:construction_ef": "ef_construction",
-    "hnsw:search_ef": "ef_search",
-    "hnsw:M": "max_neighbors",
-    "hnsw:num_threads": "num_threads",
-    "hnsw:resize_factor": "resize_factor",
-    "hnsw:batch_size": "batch_size",
-    "hnsw:sync_threshold": "sync_threshold",
-}
 
 
 class Unreadable(DeltaguardError):
@@ -85,9 +72,10 @@ class StoredCollection:
         dimension: Length of its vectors, None as long as it has none.
         count: How many embeddings it holds.
         metadata: Its own metadata, None when it has none.
-        configuration: `config_json_str` as it is stored, None where there is none.
-        schema: `schema_str` likewise.
-        cosine: Whether its index measures by cosine, and gives vectors back rounded.
+        configuration: `config_json_str` as it is stored, None where there is none; with the settings of the index
+            where Chroma takes these from elsewhere.
+        schema: `schema_str` as it is stored, None where Chroma finds nothing in it.
+        settings: The settings that Chroma takes for its index.
     """
 
     name: str
@@ -96,16 +84,17 @@ class StoredCollection:
     metadata: dict[str, Any] | None
     configuration: str | None
     schema: str | None
-    cosine: bool
+    settings: IndexSettings
+
+    @property
+    def cosine(self) -> bool:
+        """Whether its index measures by cosine, and gives vectors back rounded."""
+        return self.settings.space == "cosine"
 
     @property
     def hnsw(self) -> dict[str, Any]:
         """The parameters of its index that are written down, as `configuration={"hnsw": ...}` takes them."""
-        legacy = {_OF_METADATA[key]: value for key, value in (self.metadata or {}).items() if key in _OF_METADATA}
-        configured = _inside(self.configuration, _OF_CONFIGURATION)
-        declared = _inside(self.schema, _OF_SCHEMA)
-        declared = {**declared.get("hnsw", {}), "space": declared["space"]} if "space" in declared else {}
-        return {**legacy, **configured, **declared}
+        return dict(self.settings.given)
 
 
 class OpenDelta:
@@ -203,8 +192,14 @@ class OpenDelta:
             else None
             for column in ("config_json_str", "schema_str")
         )
+        settings = collection.settings
+        assert settings is not None  # otherwise there is a finding
+        if settings.legacy:
+            configuration, schema = json.dumps({"vector_index": {"hnsw": dict(settings.given)}}), None
+        if not (schema or "").strip():
+            schema = None
         return StoredCollection(
-            collection.name, collection.dimension, count, metadata or None, configuration, schema, collection.cosine
+            collection.name, collection.dimension, count, metadata or None, configuration, schema, settings
         )
 
 
@@ -338,11 +333,7 @@ def opened_delta(folder: Path) -> Iterator[OpenDelta]:
             _proven(inspect_schema(connection, schema))
             collections, findings = sysdb.read_collections(connection, schema)
             _proven(findings)
-            if schema.has("collections", "database_id"):
-                ids = connection.execute("SELECT id FROM collections WHERE database_id = ?", (_DEFAULT_DATABASE,))
-                listed = {id_ for (id_,) in ids}
-                collections = [collection for collection in collections if collection.id in listed]
-        yield OpenDelta(folder, connection, schema, collections)
+        yield OpenDelta(folder, connection, schema, [c for c in collections if c.is_default])
 
 
 def read_records(folder: Path, collection: str, most: int = 1000) -> Iterator[Records]:
@@ -387,11 +378,3 @@ def _value(text: str | None, whole: int | None, real: float | None, truth: int |
 def _public(metadata: dict[str, Any]) -> dict[str, Any]:
     """The metadata without the keys that Chroma keeps for itself."""
     return {key: value for key, value in metadata.items() if not key.startswith(_RESERVED)}
-
-
-def _inside(text: str | None, path: tuple[str, ...]) -> dict[str, Any]:
-    """The object at a path of a JSON text; empty when there is none."""
-    value: Any = json.loads(text) if text else {}
-    for key in path:
-        value = value.get(key) if isinstance(value, dict) else None
-    return value if isinstance(value, dict) else {}

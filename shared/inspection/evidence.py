@@ -161,10 +161,9 @@ def _collections(connection: sqlite3.Connection, schema: Schema) -> list[Collect
     collections, findings = sysdb.read_collections(connection, schema)
     _refuse([finding for finding in findings if finding.code != "records.segment_missing"])
     _refuse(inspect_values(connection, schema, of_embeddings=True, orphans=False))
-    if schema.has("collections", "database_id"):
-        ((elsewhere,),) = connection.execute("SELECT count(*) FROM collections WHERE database_id != ?", (_DEFAULT,))
-        if elsewhere:
-            raise NothingProven(f"{elsewhere} collections are in another database than default_database")
+    elsewhere = sum(not collection.is_default for collection in collections)
+    if elsewhere:
+        raise NothingProven(f"{elsewhere} collections are in another database than default_database")
     return collections
 
 

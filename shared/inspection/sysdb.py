@@ -9,9 +9,11 @@ import re
 import sqlite3
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
-from shared.delta import DATABASE
+from shared.delta import DATABASE, printable
 from shared.inspection.idmap import MAX_SEQUENCE_NUMBER
+from shared.inspection.index_settings import IndexSettings, index_settings
 from shared.inspection.schema import Schema
 from shared.inspection.sqlite import explained
 from shared.inspection.values import is_text, shown, some
@@ -25,29 +27,20 @@ _SEGMENT_TYPE = re.compile(r"urn:chroma:segment/[a-z]+/[a-z]+(?:-[a-z]+)*")
 _UUID = re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}", re.IGNORECASE)
 _LONGEST_NAME = 512  # characters of a collection's name; Chroma takes no longer ones
 _DEFAULT_DATABASE = ("00000000-0000-0000-0000-000000000000", "default_database", "default_tenant")
-# Table, what tells its rows apart, a column of JSON, and what Chroma needs of it.
-_SETTINGS = (
-    ("collections", "name", "config_json_str", "json_type({0}) = 'object'"),
-    ("collections", "name", "schema_str", "json_type({0}) = 'object'"),
-    (
-        "embeddings_queue_config",
-        "id",
-        "config_json_str",
-        """json_type({0}, '$.automatically_purge') IN ('true', 'false')
-        AND ifnull(json_type({0}, '$._type'), 'text') = 'text'""",
-    ),
-)
-# Where the distance of an index is written, the places that later versions of Chroma go by first.
-_SPACES = (
-    ("schema_str", '$.keys."#embedding".float_list.vector_index.config.space'),
-    ("schema_str", "$.defaults.float_list.vector_index.config.space"),
-    ("config_json_str", "$.vector_index.hnsw.space"),
-)
-_ROWS_OF_NO_COLLECTION = """
-    SELECT count(*) FROM embeddings
-    WHERE segment_id NOT IN (SELECT s.id FROM segments AS s JOIN collections AS c ON c.id = s.collection)
+_QUEUE_SETTINGS = """
+    SELECT id, config_json_str, CASE WHEN json_valid(config_json_str) THEN
+        json_type(config_json_str, '$.automatically_purge') IN ('true', 'false')
+        AND ifnull(json_type(config_json_str, '$._type'), 'text') = 'text'
+    END FROM embeddings_queue_config
 """
-_SPACE_OF_METADATA = "(SELECT str_value FROM collection_metadata WHERE collection_id = c.id AND key = 'hnsw:space')"
+# Segments without a collection. Deleting a database leaves them behind: 1.x without operations, 0.6.3 with operations
+# and with rows whose `seq_id` is eight bytes. Rows of 1.x together with operations are left by nobody.
+_OF_NO_COLLECTION = """
+    SELECT s.collection, count(e.id), ifnull(max(typeof(e.seq_id) = 'integer'), 0)
+        AND EXISTS (SELECT 1 FROM embeddings_queue AS q WHERE substr(q.topic, -36) = s.collection)
+    FROM segments AS s LEFT JOIN embeddings AS e ON e.segment_id = s.id
+    WHERE s.collection NOT IN (SELECT id FROM collections) GROUP BY s.collection
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,21 +51,35 @@ class Collection:
         id: Its UUID.
         name: Its name.
         dimension: Length of its vectors, None as long as it has none.
-        cosine: Whether its index is known to be one of cosine distances, which keeps vectors of length 1.
+        settings: The settings of its index, None when Chroma refuses what is written down.
         vector_segment: Id of its vector segment, the name of the index's folder.
         metadata_segment: Id of its metadata segment.
         flushed_to: The last queue operation that its index holds.
         applied_to: The last queue operation that its rows hold.
+        database: Name of the database that it is in, None when there is none.
+        tenant: Tenant of that database.
     """
 
     id: str
     name: str
     dimension: int | None
-    cosine: bool
+    settings: IndexSettings | None
     vector_segment: str | None
     metadata_segment: str | None
     flushed_to: int | None
     applied_to: int
+    database: str | None = None
+    tenant: str | None = None
+
+    @property
+    def cosine(self) -> bool:
+        """Whether its index is known to be one of cosine distances, which keeps vectors of length 1."""
+        return self.settings is not None and self.settings.space == "cosine"
+
+    @property
+    def is_default(self) -> bool:
+        """Whether it is in the database of the tenant that a client opens unless it is told otherwise."""
+        return self.database is None or (self.database, self.tenant) == _DEFAULT_DATABASE[1:]
 
 
 def read_collections(connection: sqlite3.Connection, schema: Schema) -> tuple[list[Collection], list[Finding]]:
@@ -84,11 +91,12 @@ def read_collections(connection: sqlite3.Connection, schema: Schema) -> tuple[li
     collections: list[Collection] = []
     findings: list[Finding] = []
     with explained("reading the collections") as unread:
-        findings += _inspect_settings(connection, schema)
+        findings += _inspect_queue_settings(connection, schema)
         databases = _databases(connection, findings) if schema.has("collections", "database_id") else None
         numbers = _sequence_numbers(connection, findings)
         segments = _segments(connection, findings)
-        for id_, name, dimension, database, space in connection.execute(_collections_query(schema)):
+        metadata_of = _segment_metadata(connection, schema)
+        for id_, name, dimension, database, *settings in connection.execute(_collections_query(schema)):
             texts = is_text(name) and len(name) <= _LONGEST_NAME and is_text(id_) and _UUID.fullmatch(id_)
             if not texts or not _is_dimension(dimension):
                 what = f"collection {shown(name)} has an id, a name or a dimension ({shown(dimension)}) that is none"
@@ -102,18 +110,21 @@ def read_collections(connection: sqlite3.Connection, schema: Schema) -> tuple[li
                 if segment is None:
                     detail = f"collection {shown(name)} has no {scope} segment"
                     findings.append(Finding("records.segment_missing", DATABASE, detail))
-            applied_to = numbers.get(metadata, 0)
-            cosine = space == "cosine"
-            flushed_to = numbers.get(vector)
-            collections.append(Collection(id_, name, dimension, cosine, vector, metadata, flushed_to, applied_to))
+            taken = None
+            try:
+                # An index is not made before there is a vector, so the metadata of its segment is not looked at either.
+                taken = index_settings(*settings, metadata_of.get(vector, {}) if dimension is not None else {})
+            except ValueError as error:
+                detail = f"the settings of collection {shown(name)} are not what Chroma can read: {error}"
+                findings.append(Finding("records.row_unreadable", DATABASE, printable(detail, 200)))
+            place = (databases or {}).get(database, (None, None))
+            applied_to, flushed_to = numbers.get(metadata, 0), numbers.get(vector)
+            collections.append(
+                Collection(id_, name, dimension, taken, vector, metadata, flushed_to, applied_to, *place)
+            )
         lost = {owner for owner, _ in segments} - {collection.id for collection in collections}
         if lost and not findings:
-            ((rows,),) = connection.execute(_ROWS_OF_NO_COLLECTION)
-            detail = (
-                f"{len(lost)} collections have segments but no row in collections: {some(lost)}; {rows} rows of "
-                f"embeddings belong to none"
-            )
-            findings.append(Finding("records.collection_missing", DATABASE, detail))
+            findings += _left_over(connection)
     return collections, unread + findings
 
 
@@ -124,31 +135,45 @@ def flushed(collection: Collection, segments: Mapping[str, Mapping[str, int]]) -
 
 
 def _collections_query(schema: Schema) -> str:
-    database = "c.database_id" if schema.has("collections", "database_id") else "NULL"
-    spaces = [
-        f"CASE WHEN json_valid(c.{column}) THEN json_extract(c.{column}, '{path}') END"
-        for column, path in _SPACES
-        if schema.has("collections", column)
+    columns = [
+        f"c.{column}" if schema.has("collections", column) else "NULL"
+        for column in ("database_id", "schema_str", "config_json_str")
     ]
-    space = f"coalesce({', '.join([*spaces, _SPACE_OF_METADATA, 'NULL'])})"
-    return f"SELECT c.id, c.name, c.dimension, {database}, {space} FROM collections AS c ORDER BY c.name"  # noqa: S608
+    return f"SELECT c.id, c.name, c.dimension, {', '.join(columns)} FROM collections AS c ORDER BY c.name"  # noqa: S608
 
 
-def _inspect_settings(connection: sqlite3.Connection, schema: Schema) -> list[Finding]:
-    """Whether the settings are JSON, which Chroma parses before it lists a collection. A collection may have none."""
+def _left_over(connection: sqlite3.Connection) -> list[Finding]:
+    """What segments without a collection tell: that a database was deleted, or that a collection was lost."""
+    found = connection.execute(_OF_NO_COLLECTION).fetchall()
     findings = []
-    for table, name, column, fits in _SETTINGS:
-        if schema.has(table, column):
-            sql = f"SELECT {name}, {column}, CASE WHEN json_valid({column}) THEN {fits} END FROM {table}"  # noqa: S608
-            for owner, text, fit in connection.execute(sql.format(column)):
-                if not (fit and is_text(text)) and not (text is None and table == "collections"):
-                    detail = f"{column} of {table} {shown(owner)} is not what Chroma can parse: {shown(text)}"
-                    findings.append(Finding("records.row_unreadable", DATABASE, detail))
+    for code, groups, what in (
+        ("records.collection_missing", [row for row in found if row[2]], "segments and operations"),
+        ("records.leftover", [row for row in found if not row[2]], "segments"),
+    ):
+        if groups:
+            ids, rows = some({owner for owner, _, _ in groups}), sum(count for _, count, _ in groups)
+            detail = (
+                f"{len(groups)} collections have {what} but no row in collections: {ids}; {rows} rows of embeddings "
+                f"belong to none"
+            )
+            findings.append(Finding(code, DATABASE, detail))
     return findings
 
 
-def _databases(connection: sqlite3.Connection, findings: list[Finding]) -> set[object]:
-    """Ids of the databases that a tenant has, which a collection must be in to be found."""
+def _inspect_queue_settings(connection: sqlite3.Connection, schema: Schema) -> list[Finding]:
+    """Whether the settings of the queue are JSON, which Chroma parses before it counts."""
+    findings = []
+    if schema.has("embeddings_queue_config", "config_json_str"):
+        for owner, text, fit in connection.execute(_QUEUE_SETTINGS):
+            if not (fit and is_text(text)):
+                column = f"config_json_str of embeddings_queue_config {shown(owner)}"
+                detail = f"{column} is not what Chroma can parse: {shown(text)}"
+                findings.append(Finding("records.row_unreadable", DATABASE, detail))
+    return findings
+
+
+def _databases(connection: sqlite3.Connection, findings: list[Finding]) -> dict[object, tuple[str, str]]:
+    """Name and tenant of each database by its id; a collection must be in one of them to be found."""
     tenants = {tenant for (tenant,) in connection.execute("SELECT id FROM tenants")}
     rows = connection.execute("SELECT id, name, tenant_id FROM databases").fetchall()
     for row in rows:
@@ -159,7 +184,7 @@ def _databases(connection: sqlite3.Connection, findings: list[Finding]) -> set[o
             if default:
                 detail += f"; Chroma opens {_DEFAULT_DATABASE[1]} of {_DEFAULT_DATABASE[2]}"
             findings.append(Finding("records.database_missing", DATABASE, detail))
-    return {id_ for id_, _, _ in rows}
+    return {id_: (name, tenant) for id_, name, tenant in rows}
 
 
 def _sequence_numbers(connection: sqlite3.Connection, findings: list[Finding]) -> dict[object, int]:
@@ -190,6 +215,18 @@ def _segments(connection: sqlite3.Connection, findings: list[Finding]) -> dict[t
             findings.append(Finding(code, DATABASE, detail))
         segments[owner, scope] = segment
     return segments
+
+
+def _segment_metadata(connection: sqlite3.Connection, schema: Schema) -> dict[object, dict[str, Any]]:
+    """The metadata of each segment: 0.x keeps the settings of an index there."""
+    boolean = "bool_value" if schema.has("segment_metadata", "bool_value") else "NULL"
+    metadata: dict[object, dict[str, Any]] = {}
+    sql = f"SELECT segment_id, key, str_value, int_value, float_value, {boolean} FROM segment_metadata"  # noqa: S608
+    for segment, key, text, whole, real, truth in connection.execute(sql):
+        values = [value for value in (text, whole, real, None if truth is None else bool(truth)) if value is not None]
+        if values and isinstance(key, str):
+            metadata.setdefault(segment, {})[key] = values[0]
+    return metadata
 
 
 def _sequence_number(value: object) -> int | None:
