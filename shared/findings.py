@@ -66,7 +66,7 @@ CATALOGUE: dict[str, FindingKind] = {
     "sqlite.fulltext_unusable": FindingKind(_P, "The full-text index cannot answer queries, or answers wrongly."),
     # vector index
     "hnsw.header_invalid": FindingKind(_P, "A field of header.bin contradicts the format or the other fields."),
-    "hnsw.size_mismatch": FindingKind(_P, "An index file is not as long as the header says."),
+    "hnsw.size_mismatch": FindingKind(_P, "An index file is shorter than what its header counts."),
     "hnsw.link_invalid": FindingKind(_P, "A neighbour list is longer than allowed or points outside the index."),
     "hnsw.entry_point_invalid": FindingKind(_P, "The entry point or the level of the index cannot be."),
     "hnsw.vector_not_finite": FindingKind(_P, "A stored vector holds NaN or infinity."),

@@ -168,7 +168,7 @@ class OpenDelta:
             raise Unreadable(f"the index of {shown(collection.name)} has no {', '.join(missing)}")
         files = IndexFiles(sizes, lambda base, start, length: read_part(folder / base, start, length))
         head = files.read("header.bin", 0, min(HEADER_BYTES + 1, sizes["header.bin"])).tobytes()
-        header, findings = inspect_header(folder.name, head, sizes)
+        header, findings = inspect_header(folder.name, head, sizes, cosine=collection.cosine)
         ids, unread = read_id_map(folder.name, files, header)
         _proven([*findings, *unread])
         assert header is not None and ids is not None  # otherwise there is a finding

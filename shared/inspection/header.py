@@ -57,13 +57,16 @@ class IndexHeader:
         return 4 * self.max_links + 4
 
 
-def inspect_header(segment: str, head: bytes, sizes: Mapping[str, int]) -> tuple[IndexHeader | None, list[Finding]]:
+def inspect_header(
+    segment: str, head: bytes, sizes: Mapping[str, int], *, cosine: bool = True
+) -> tuple[IndexHeader | None, list[Finding]]:
     """What `header.bin` of a flushed index proves, together with the sizes of the files beside it.
 
     Args:
         segment: The segment's id, the folder's name.
         head: The whole of `header.bin`.
         sizes: Bytes of each index file by base name; a missing one is not this function's to report.
+        cosine: Whether the index may be one of cosine distances, of which alone `length.bin` is ever looked into.
 
     Returns:
         The header, or None when its numbers cannot be worked with, and the findings.
@@ -82,7 +85,7 @@ def inspect_header(segment: str, head: bytes, sizes: Mapping[str, int]) -> tuple
     if header.count and not 0 <= header.max_level <= MAX_LEVEL:
         detail = f"{_field('highest level')} is {header.max_level}, expected 0 to {MAX_LEVEL}"
         findings.append(Finding("hnsw.entry_point_invalid", name, detail))
-    return header, findings + _size_findings(segment, header, sizes)
+    return header, findings + _size_findings(segment, header, sizes, cosine=cosine)
 
 
 def _field(name: str) -> str:
@@ -114,26 +117,21 @@ def _contradictions(header: IndexHeader) -> list[str]:
     return wrong
 
 
-def _size_findings(segment: str, header: IndexHeader, sizes: Mapping[str, int]) -> list[Finding]:
-    findings = []
+def _size_findings(
+    segment: str, header: IndexHeader, sizes: Mapping[str, int], *, cosine: bool
+) -> list[Finding]:
+    """Files that are too short for what the header counts.
 
-    def mismatch(base: str, detail: str) -> None:
-        findings.append(Finding("hnsw.size_mismatch", f"{segment}/{base}", f"{sizes[base]} bytes, {detail}"))
-
-    slots = None
-    if "data_level0.bin" in sizes:
-        slots, rest = divmod(sizes["data_level0.bin"], header.record_size)
-        if rest or not header.count <= slots <= header.max_elements:
-            low, high = header.count * header.record_size, header.max_elements * header.record_size
-            shape = f"{low} to {high} in steps of {header.record_size}"
-            mismatch("data_level0.bin", f"expected {shape} for {header.count} embeddings")
-            slots = None
-    if slots is not None and sizes.get("length.bin", 4 * slots) != 4 * slots:
-        mismatch("length.bin", f"expected {4 * slots}: 4 for each of {slots} records")
-    if "link_lists.bin" in sizes:
-        rest = sizes["link_lists.bin"] - 4 * header.count
-        most = header.count * max(0, header.max_level) * header.level_size
-        if not 0 <= rest <= most or rest % header.level_size:
-            shape = f"{4 * header.count} and up to {most} in steps of {header.level_size}"
-            mismatch("link_lists.bin", f"expected {shape} for {header.count} embeddings")
-    return findings
+    How long they are beyond that says nothing: hnswlib writes into files that are there and never shortens them, so an
+    index that was made anew over an older one's files (of another capacity, or with records of another size) leaves
+    the end of these behind. It reads no more than the header says.
+    """
+    count = header.count
+    needed = {"data_level0.bin": count * header.record_size, "link_lists.bin": 4 * count}
+    if cosine:
+        needed["length.bin"] = 4 * count
+    return [
+        Finding("hnsw.size_mismatch", f"{segment}/{base}", f"{sizes[base]} bytes, expected {least} for {count} embeddings")
+        for base, least in needed.items()
+        if sizes.get(base, least) < least
+    ]

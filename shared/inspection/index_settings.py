@@ -21,9 +21,9 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeVar
 
 from shared.inspection.values import is_text
 
@@ -50,6 +50,21 @@ _LEGACY = {
 }
 _OF_SCHEMA = ("space", "embedding_function", "source_key", "hnsw", "spann")
 _LARGEST = 2**64 - 1  # usize
+_T = TypeVar("_T")
+
+
+class SettingsRefused(Exception):
+    """Chroma refuses the settings of an index.
+
+    Args:
+        place: Where they stand: `schema_str`, `config_json_str` or `segment_metadata`.
+        reason: Why.
+    """
+
+    def __init__(self, place: str, reason: str) -> None:
+        super().__init__(f"{place}: {reason}")
+        self.place = place
+        self.reason = reason
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,11 +85,6 @@ class IndexSettings:
         """`l2`, `cosine` or `ip`."""
         return str(self.given.get("space", _DEFAULTS["space"]))
 
-    @property
-    def effective(self) -> dict[str, Any]:
-        """All settings, the default where none is given."""
-        return {**_DEFAULTS, **self.given}
-
 
 def index_settings(schema: object, configuration: object, segment: Mapping[str, Any]) -> IndexSettings:
     """The settings that Chroma takes for an index.
@@ -85,13 +95,15 @@ def index_settings(schema: object, configuration: object, segment: Mapping[str, 
         segment: The metadata of the VECTOR segment.
 
     Raises:
-        ValueError: Chroma refuses them; the message says which and why.
+        SettingsRefused: Chroma refuses them.
     """
-    configured = _of_configuration(_text(configuration, "config_json_str")) if configuration is not None else {}
-    given = _of_schema(_text(schema, "schema_str")) if _is_there(schema) else configured
+    configured: dict[str, Any] | None = {}
+    if configuration is not None:
+        configured = _read("config_json_str", _of_configuration, configuration)
+    given = _read("schema_str", _of_schema, schema) if _is_there(schema) else configured
     if given is None:
-        raise ValueError("vector_index of config_json_str is not hnsw")
-    legacy = _of_segment(segment)
+        raise SettingsRefused("config_json_str", "vector_index is not hnsw")
+    legacy = _read("segment_metadata", _of_segment, segment)
     if legacy and _is_default(given) and not _is_default(legacy):
         return IndexSettings(legacy, legacy=True)
     return IndexSettings(given)
@@ -107,24 +119,25 @@ def _is_there(schema: object) -> bool:
     return schema is not None and not (isinstance(schema, str) and schema.strip() in ("", "null"))
 
 
-def _text(value: object, column: str) -> str:
-    if not isinstance(value, str) or not is_text(value):
-        raise ValueError(f"{column} is not a text")
-    return value
+def _read(place: str, read: Callable[[Any], _T], value: Any) -> _T:
+    try:
+        return read(value)
+    except ValueError as error:
+        raise SettingsRefused(place, str(error)) from error
 
 
-def _of_schema(text: str) -> dict[str, Any]:
-    schema = _object(_parsed(text, "schema_str"), "schema_str")
-    keys = _object(_either(schema, "keys", "key_overrides"), "keys of schema_str")
-    defaults = _object(schema.get("defaults"), "defaults of schema_str")
+def _of_schema(text: object) -> dict[str, Any]:
+    schema = _object(_parsed(text), "it")
+    keys = _object(_either(schema, "keys", "key_overrides"), "keys")
+    defaults = _object(schema.get("defaults"), "defaults")
     for name, types in (("#embedding", keys.get("#embedding")), ("defaults", defaults)):
-        config = _vector_index(types, f"{name} of schema_str")
+        config = _vector_index(types, name)
         if config is not None and config.get("spann") is None:
             hnsw = config.get("hnsw")
-            given = {} if hnsw is None else _settings(hnsw, f"hnsw of {name} of schema_str", optional=True)
+            given = {} if hnsw is None else _settings(hnsw, f"hnsw of {name}", optional=True)
             space = config.get("space")
-            return given if space is None else {"space": _space(space, f"{name} of schema_str"), **given}
-    raise ValueError("schema_str has no settings of an HNSW index")
+            return given if space is None else {"space": _space(space, name), **given}
+    raise ValueError("there are no settings of an HNSW index")
 
 
 def _vector_index(types: object, where: str) -> dict[str, Any] | None:
@@ -147,24 +160,24 @@ def _vector_index(types: object, where: str) -> dict[str, Any] | None:
     return config
 
 
-def _of_configuration(text: str) -> dict[str, Any] | None:
+def _of_configuration(text: object) -> dict[str, Any] | None:
     """What a configuration gives; None when it is that of another kind of index, which no local Chroma has."""
-    configuration = _object(_parsed(text, "config_json_str"), "config_json_str")
+    configuration = _object(_parsed(text), "it")
     if "vector_index" not in configuration:
         return {}
-    index = _object(configuration["vector_index"], "vector_index of config_json_str")
+    index = _object(configuration["vector_index"], "vector_index")
     if [*index] == ["spann"]:
         return None
     if [*index] != ["hnsw"]:
-        raise ValueError("vector_index of config_json_str is not one kind of index that Chroma knows")
-    return _settings(index["hnsw"], "hnsw of config_json_str", optional=False)
+        raise ValueError("vector_index is not one kind of index that Chroma knows")
+    return _settings(index["hnsw"], "hnsw", optional=False)
 
 
 def _of_segment(metadata: Mapping[str, Any]) -> dict[str, Any]:
     legacy = {key: value for key, value in metadata.items() if key.startswith("hnsw:")}
-    _know(legacy, _LEGACY, "segment_metadata")
+    _know(legacy, _LEGACY, "it")
     named = {_LEGACY[key]: value for key, value in legacy.items()}
-    return _settings(named, "segment_metadata", optional=False, least=2)
+    return _settings(named, "it", optional=False, least=2)
 
 
 def _settings(value: object, where: str, *, optional: bool, least: int = 0) -> dict[str, Any]:
@@ -215,11 +228,13 @@ def _know(value: Mapping[str, Any], known: Any, where: str) -> None:
         raise ValueError(f"{where} has the unknown setting {unknown[0]!r:.40}")
 
 
-def _parsed(text: str, where: str) -> object:
+def _parsed(text: object) -> object:
+    if not isinstance(text, str) or not is_text(text):
+        raise ValueError("not a text")
     try:
         return json.loads(text, parse_constant=_refuse)
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"{where} is not JSON: {error}") from error
+        raise ValueError(f"not JSON: {error}") from error
 
 
 def _refuse(constant: str) -> NoReturn:

@@ -13,7 +13,7 @@ from typing import Any
 
 from shared.delta import DATABASE, printable
 from shared.inspection.idmap import MAX_SEQUENCE_NUMBER
-from shared.inspection.index_settings import IndexSettings, index_settings
+from shared.inspection.index_settings import IndexSettings, SettingsRefused, index_settings
 from shared.inspection.schema import Schema
 from shared.inspection.sqlite import explained
 from shared.inspection.values import is_text, shown, some
@@ -114,8 +114,8 @@ def read_collections(connection: sqlite3.Connection, schema: Schema) -> tuple[li
             try:
                 # An index is not made before there is a vector, so the metadata of its segment is not looked at either.
                 taken = index_settings(*settings, metadata_of.get(vector, {}) if dimension is not None else {})
-            except ValueError as error:
-                detail = f"the settings of collection {shown(name)} are not what Chroma can read: {error}"
+            except SettingsRefused as error:
+                detail = f"{error.place} of collections {shown(name)} is not what Chroma can parse: {error.reason}"
                 findings.append(Finding("records.row_unreadable", DATABASE, printable(detail, 200)))
             place = (databases or {}).get(database, (None, None))
             applied_to, flushed_to = numbers.get(metadata, 0), numbers.get(vector)
@@ -146,14 +146,14 @@ def _left_over(connection: sqlite3.Connection) -> list[Finding]:
     """What segments without a collection tell: that a database was deleted, or that a collection was lost."""
     found = connection.execute(_OF_NO_COLLECTION).fetchall()
     findings = []
-    for code, groups, what in (
-        ("records.collection_missing", [row for row in found if row[2]], "segments and operations"),
-        ("records.leftover", [row for row in found if not row[2]], "segments"),
+    for code, groups in (
+        ("records.collection_missing", [row for row in found if row[2]]),
+        ("records.leftover", [row for row in found if not row[2]]),
     ):
         if groups:
             ids, rows = some({owner for owner, _, _ in groups}), sum(count for _, count, _ in groups)
             detail = (
-                f"{len(groups)} collections have {what} but no row in collections: {ids}; {rows} rows of embeddings "
+                f"{len(groups)} collections have segments but no row in collections: {ids}; {rows} rows of embeddings "
                 f"belong to none"
             )
             findings.append(Finding(code, DATABASE, detail))
@@ -219,6 +219,8 @@ def _segments(connection: sqlite3.Connection, findings: list[Finding]) -> dict[t
 
 def _segment_metadata(connection: sqlite3.Connection, schema: Schema) -> dict[object, dict[str, Any]]:
     """The metadata of each segment: 0.x keeps the settings of an index there."""
+    if "segment_metadata" not in schema.tables:
+        return {}
     boolean = "bool_value" if schema.has("segment_metadata", "bool_value") else "NULL"
     metadata: dict[object, dict[str, Any]] = {}
     sql = f"SELECT segment_id, key, str_value, int_value, float_value, {boolean} FROM segment_metadata"  # noqa: S608

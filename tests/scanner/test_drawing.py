@@ -66,7 +66,7 @@ def apart(folder: Path) -> Anatomy:
 def hostile() -> Anatomy:
     """A delta whose every name is hostile that its writer could choose."""
     finding = Finding("sqlite.malformed", HOSTILE, HOSTILE)
-    collection = Collection("id", HOSTILE, 3, False, None, None, None, 0)
+    collection = Collection("id", HOSTILE, 3, None, None, None, None, 0)
     pages = PageMap(4096, bytearray(9), {3: "all zeros"}, [Tree("words", 1, 9)], 4, 5)
     return Anatomy(
         Verdict(f"s3://b/{HOSTILE}/", Depth.STRUCTURE, (finding,)),

@@ -107,25 +107,41 @@ def test_an_entry_point_or_a_level_that_cannot_be_is_told(files: Files, name: st
 @pytest.mark.parametrize(
     ("name", "change", "words"),
     [
-        (LEVEL0, -1, f"{COUNT * RECORD - 1} bytes, expected {COUNT * RECORD} to "),
-        (LEVEL0, -RECORD, f"{(COUNT - 1) * RECORD} bytes, expected {COUNT * RECORD} to "),
-        (LEVEL0, -COUNT * RECORD, "0 bytes, expected"),
-        (LEVEL0, 1, f"in steps of {RECORD} for {COUNT} embeddings"),
-        (LENGTHS, -4, f"{COUNT * 4 - 4} bytes, expected {COUNT * 4}: 4 for each of {COUNT} records"),
-        (LENGTHS, 4, f"{COUNT * 4 + 4} bytes, expected {COUNT * 4}"),
-        (LINKS, -1, f"expected {COUNT * 4} and up to {COUNT * 68} in steps of 68 for {COUNT} embeddings"),
-        (LINKS, 4, f"expected {COUNT * 4} and up to {COUNT * 68} in steps of 68 for {COUNT} embeddings"),
-        (LINKS, 68 * COUNT, f"expected {COUNT * 4} and up to {COUNT * 68} in steps of 68 for {COUNT} embeddings"),
+        (LEVEL0, -1, f"{COUNT * RECORD - 1} bytes, expected {COUNT * RECORD} for {COUNT} embeddings"),
+        (LEVEL0, -RECORD, f"{(COUNT - 1) * RECORD} bytes, expected {COUNT * RECORD} for {COUNT} embeddings"),
+        (LEVEL0, -COUNT * RECORD, f"0 bytes, expected {COUNT * RECORD} for {COUNT} embeddings"),
+        (LENGTHS, -4, f"{COUNT * 4 - 4} bytes, expected {COUNT * 4} for {COUNT} embeddings"),
     ],
 )
-def test_an_index_file_that_is_not_as_long_as_the_header_says_is_told(
+def test_an_index_file_that_is_shorter_than_what_the_header_counts_is_told(
     files: Files, name: str, change: int, words: str
 ) -> None:
     resize(files, name, change)
     header, (finding,) = inspected(files)
     assert header is not None
-    assert (finding.code, finding.file) == ("hnsw.size_mismatch", f"{SEGMENT}/{name}")
-    assert words in finding.detail
+    assert finding == Finding("hnsw.size_mismatch", f"{SEGMENT}/{name}", words)
+
+
+def test_links_that_are_shorter_than_one_number_for_each_embedding_are_told(files: Files) -> None:
+    resize(files, LINKS, COUNT * 4 - 1 - len(files[LINKS]))
+    _, (finding,) = inspected(files)
+    detail = f"{COUNT * 4 - 1} bytes, expected {COUNT * 4} for {COUNT} embeddings"
+    assert finding == Finding("hnsw.size_mismatch", f"{SEGMENT}/{LINKS}", detail)
+
+
+@pytest.mark.parametrize("name", [LEVEL0, LENGTHS, LINKS])
+@pytest.mark.parametrize("change", [1, 4, 68, RECORD, 10_000 * RECORD])
+def test_what_an_older_index_left_at_the_end_of_a_file_is_healthy(files: Files, name: str, change: int) -> None:
+    """hnswlib never shortens a file; how many records count says `header.bin` alone."""
+    resize(files, name, change)
+    assert inspected(files)[1] == []
+
+
+def test_lengths_are_looked_into_in_a_cosine_index_alone(files: Files) -> None:
+    resize(files, LENGTHS, -COUNT * 4)
+    sizes = {name: len(data) for name, data in files.items()}
+    assert inspect_header(SEGMENT, files[HEADER], sizes, cosine=False)[1] == []
+    assert [finding.code for finding in inspect_header(SEGMENT, files[HEADER], sizes)[1]] == ["hnsw.size_mismatch"]
 
 
 def test_a_count_that_is_too_high_is_told_by_the_files_beside_it(files: Files) -> None:
@@ -141,7 +157,7 @@ def test_an_index_with_room_for_more_is_healthy(files: Files) -> None:
     assert inspected(files)[1] == []
 
 
-@pytest.mark.parametrize("sizes", [{}, {LEVEL0: COUNT * RECORD}, {LENGTHS: 7}])
+@pytest.mark.parametrize("sizes", [{}, {LEVEL0: COUNT * RECORD}, {LENGTHS: COUNT * 4}])
 def test_a_file_that_is_missing_is_not_the_header_s_to_report(files: Files, sizes: dict[str, int]) -> None:
     header, findings = inspect_header(SEGMENT, files[HEADER], sizes)
     assert header is not None and findings == []

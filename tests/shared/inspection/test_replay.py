@@ -407,7 +407,7 @@ def test_new_ids_stored_all_at_once_leave_the_same_as_one_by_one(
     applied_to: int,
     indexed: set[str],
 ) -> None:
-    collection = Collection("0" * 36, "words", dimension, False, "v", "m", flushed_to, applied_to)
+    collection = Collection("0" * 36, "words", dimension, None, "v", "m", flushed_to, applied_to)
     at_once: list[bool] = []
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(replay, "_BATCH_ROWS", batch)
