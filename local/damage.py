@@ -262,9 +262,9 @@ _INDEX = (
     _refused("flushed", "links-truncated", breaks.truncated(LINKS, breaks.half)),
     _refused("flushed", "links-garbage", breaks.replaced(LINKS, breaks.noise)),
     _bad("flushed", "lengths-missing", breaks.removed(LENGTHS)),
-    # Only a cosine index reads lengths, to give vectors back; the others survive.
-    _bad("flushed", "lengths-empty", breaks.truncated(LENGTHS, lambda size, rng: 0)),
-    _bad("flushed", "lengths-truncated", breaks.truncated(LENGTHS, breaks.half)),
+    # Only a cosine index reads lengths, to give vectors back; the others lose nothing.
+    _value("flushed", "lengths-empty", breaks.truncated(LENGTHS, lambda size, rng: 0)),
+    _value("flushed", "lengths-truncated", breaks.truncated(LENGTHS, breaks.half)),
     _value("flushed", "lengths-garbage", breaks.replaced(LENGTHS, breaks.noise)),
     _bad("flushed", "segment-missing", breaks.segment_removed),
     _bad("two flushed", "segments-swapped-ids", breaks.segments_swapped(PICKLE)),

@@ -75,6 +75,7 @@ CATALOGUE: dict[str, FindingKind] = {
     "hnsw.pickle_unreadable": FindingKind(_P, "The id map cannot be parsed, or is not one of Chroma's."),
     "hnsw.pickle_hostile": FindingKind(_P, "The id map asks for code to be run; nothing was run."),
     "hnsw.pickle_missing": FindingKind(_A, "The database says that vectors were flushed, but their id map is missing."),
+    "hnsw.index_missing": FindingKind(_N, "An index that was flushed is missing; the queue was kept and makes it anew."),
     "hnsw.dimension_mismatch": FindingKind(_P, "The index and the collection disagree on the dimension."),
     # records
     "records.vector_missing": FindingKind(_A, "An id is stored whose vector is in neither the index nor the queue."),

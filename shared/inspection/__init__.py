@@ -5,7 +5,7 @@ from __future__ import annotations
 import sqlite3
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
@@ -20,7 +20,8 @@ from shared.inspection.integrity import IntegrityCheck, integrity_checked
 from shared.inspection.metadata import inspect_values
 from shared.inspection.records import Contents
 from shared.inspection.schema import Schema, inspect_schema, read_schema
-from shared.inspection.sysdb import Collection, flushed, read_collections
+from shared.inspection.sqlite import explained
+from shared.inspection.sysdb import Collection, flushed, purges, read_collections
 from shared.verdict import RULES, CollectionCount, Depth, Finding, Status, status_of
 
 _SQL_SECONDS = 120.0
@@ -209,15 +210,37 @@ def _collection(
     findings: list[Finding] = []
     if flushed(collection, segments):
         index, findings = _index(collection, segments, folder)
+    if index is None or (index.ids is not None and not index.ids.labels):
+        collection, findings = _without_index(connection, schema, collection, findings)
+        index = None
     ids = index.ids if index else None
     # Ids cannot be compared with an index that is there and cannot be read.
     comparable = index is None or ids is not None
-    contents, found = records.inspect_collection(connection, schema, collection, ids, index_readable=comparable)
+    ahead = index.ahead if index else 0
+    contents, found = records.inspect_collection(
+        connection, schema, collection, ids, index_readable=comparable, ahead=ahead
+    )
     findings = findings + found
     if damaged or status_of(findings) is Status.CORRUPT:
         left = records.recoverable(connection, collection, index.recoverable() if index else set())
         findings.append(Finding("records.recoverable", DATABASE, left))
     return contents, findings
+
+
+def _without_index(
+    connection: sqlite3.Connection, schema: Schema, collection: Collection, findings: list[Finding]
+) -> tuple[Collection, list[Finding]]:
+    """A collection whose id map is missing or empty, as Chroma takes it: it makes the index anew from the whole queue.
+
+    That nothing is missing yet proves nothing where Chroma purges: it purges up to the last flush that the database
+    knows of, when it has read the queue and before it has written an index.
+    """
+    missing = [finding for finding in findings if finding.code == "hnsw.pickle_missing"]
+    if missing:
+        with explained("reading the settings of the queue"):
+            if not purges(connection, schema):
+                missing = [Finding("hnsw.index_missing", found.file, found.detail) for found in missing]
+    return (collection if any(f.code == "hnsw.pickle_missing" for f in missing) else replace(collection, flushed_to=None)), missing
 
 
 def _index(

@@ -24,6 +24,7 @@ from shared.inspection import sysdb
 from shared.inspection.header import HEADER_BYTES, inspect_header
 from shared.inspection.hnsw import IndexFiles, read_id_map
 from shared.inspection.index_settings import IndexSettings
+from shared.inspection.layout import PICKLE
 from shared.inspection.placement import Placement, place
 from shared.inspection.schema import Schema, inspect_schema, read_schema
 from shared.inspection.sqlite import NotUtf8, explained, opened
@@ -161,19 +162,23 @@ class OpenDelta:
         """Label of each id in the index of a collection, the last operation in it, and its vectors."""
         folder = self._folder / str(collection.vector_segment)
         sizes = {base: (folder / base).stat().st_size for base in SEGMENT_FILES if (folder / base).is_file()}
-        if not sysdb.flushed(collection, {str(collection.vector_segment): sizes}):
+        if PICKLE not in sizes:
+            if collection.flushed_to is not None and sysdb.purges(self._connection, self._schema):
+                raise Unreadable(f"the index of {shown(collection.name)} has no {PICKLE}")
+            return {}, 0, None
+        files = IndexFiles(sizes, lambda base, start, length: read_part(folder / base, start, length))
+        ids, unread = read_id_map(folder.name, files, None)
+        _proven(unread)
+        if ids is None or not ids.labels:  # then Chroma makes the index anew
             return {}, 0, None
         missing = [base for base in SEGMENT_FILES if base not in sizes]
         if missing:
             raise Unreadable(f"the index of {shown(collection.name)} has no {', '.join(missing)}")
-        files = IndexFiles(sizes, lambda base, start, length: read_part(folder / base, start, length))
         head = files.read("header.bin", 0, min(HEADER_BYTES + 1, sizes["header.bin"])).tobytes()
         header, findings = inspect_header(folder.name, head, sizes, cosine=collection.cosine)
-        ids, unread = read_id_map(folder.name, files, header)
-        _proven([*findings, *unread])
-        assert header is not None and ids is not None  # otherwise there is a finding
-        flushed_to = collection.flushed_to if collection.flushed_to is not None else ids.max_seq_id
-        return ids.labels, flushed_to or 0, IndexVectors(folder, header, cosine=collection.cosine)
+        _proven(findings)
+        assert header is not None  # otherwise there is a finding
+        return ids.labels, collection.flushed_to or 0, IndexVectors(folder, header, cosine=collection.cosine)
 
     def _described(self, collection: Collection) -> StoredCollection:
         count = len(place(self._connection, collection, {}, _NO_LIMIT).ids)

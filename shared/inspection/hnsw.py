@@ -49,10 +49,14 @@ class Index:
     Args:
         ids: Its id map, None when that cannot be read.
         findings: What is wrong with it.
+        ahead: The highest label of a record that is beyond all that the id map counts, 0 when none is. A writer that is
+            killed between the records and the id map leaves such records; whoever replays the queue gives the same
+            labels again.
     """
 
     ids: IdMap | None
     findings: list[Finding]
+    ahead: int = 0
     _records: IndexRecords | None = field(default=None, repr=False)
 
     def recoverable(self) -> Set[str]:
@@ -90,9 +94,12 @@ def inspect_index(segment: str, files: IndexFiles, dimension: int | None, *, cos
     findings += records.findings()
     if "link_lists.bin" not in mismatched:
         findings += _upper_levels(segment, header, files.whole("link_lists.bin"))
+    ahead = 0
     if ids is not None:
-        findings += _labels(segment, records, ids)
-    return Index(ids, findings, records)
+        beyond = records.labels[records.labels > max(ids.added, *ids.labels.values(), 0)]
+        ahead = int(beyond.max(initial=0))
+        findings += _labels(segment, records, ids, beyond)
+    return Index(ids, findings, ahead, records)
 
 
 def rows_not_finite(matrix: NDArray[np.float32]) -> NDArray[np.bool_]:
@@ -329,15 +336,12 @@ def _upper_links(
     return findings
 
 
-def _labels(segment: str, records: IndexRecords, ids: IdMap) -> list[Finding]:
+def _labels(segment: str, records: IndexRecords, ids: IdMap, beyond: NDArray[np.uint64]) -> list[Finding]:
     """Each id must have one record that is not marked as deleted, or Chroma cannot find its vector."""
     live = records.labels
     mapped = np.array(list(ids.labels.values()), np.int64).view(np.uint64)
-    if ids.labels and ids.added < max(ids.labels.values()):
-        detail = f"{ids.added} labels were given out, but the highest is {max(ids.labels.values())}"
-        return [Finding("hnsw.label_mismatch", f"{segment}/index_metadata.pickle", detail)]
     lost = np.setdiff1d(mapped, live)
-    unknown = np.setdiff1d(live, mapped)
+    unknown = np.setdiff1d(live, mapped if lost.size else np.concatenate([mapped, beyond]))
     twice = live.size - np.unique(live).size
     if not (lost.size or unknown.size or twice):
         return []

@@ -47,7 +47,13 @@ class Contents:
 
 
 def inspect_collection(
-    connection: sqlite3.Connection, schema: Schema, collection: Collection, index: IdMap | None, *, index_readable: bool
+    connection: sqlite3.Connection,
+    schema: Schema,
+    collection: Collection,
+    index: IdMap | None,
+    *,
+    index_readable: bool,
+    ahead: int = 0,
 ) -> tuple[Contents, list[Finding]]:
     """The master invariant of one collection, and every vector that waits in the queue.
 
@@ -57,6 +63,7 @@ def inspect_collection(
         collection: The collection.
         index: The id map of its index, None when it was never flushed.
         index_readable: False when there is an index whose id map cannot be read: ids cannot be compared then.
+        ahead: See `hnsw.Index`.
 
     Raises:
         CouldNotCheck: The rows could not be read for a reason outside the bytes.
@@ -65,17 +72,35 @@ def inspect_collection(
     findings: list[Finding] = []
     with explained(f"reading the ids of {shown(collection.name)}") as unread:
         rows, findings = _metadata_ids(connection, collection)
-    flushed_to = collection.flushed_to
-    if flushed_to is None and index is not None:
-        flushed_to = index.max_seq_id  # chromadb 0.4 keeps it in the id map
-    replay = Replay(collection, flushed_to or 0, set(index.labels) if index else set(), rows)
+    # Without a row in max_seq_id Chroma 1.x replays the whole queue, whatever the id map of 0.4 says.
+    replay = Replay(collection, collection.flushed_to or 0, set(index.labels) if index else set(), rows)
     with explained(f"replaying the queue of {shown(collection.name)}") as failed:
         replay.run(connection, booleans=schema.has("embedding_metadata", "bool_value"))
     findings += unread + failed + replay.findings
     if index_readable and not unread and not failed:
         findings += replay.contradictions()
+        if index is not None:
+            findings += _labels_to_come(collection, index, replay.added, ahead)
     count = CollectionCount(collection.name, collection.dimension, len(replay.with_row))
     return Contents(count, replay.with_row), findings
+
+
+def _labels_to_come(collection: Collection, index: IdMap, added: int, ahead: int) -> list[Finding]:
+    """What the labels that the queue's new ids will take collide with, or leave without an id.
+
+    Source: `next_label` in chroma-core/chroma 1.5.9, `rust/segment/src/local_hnsw.rs`.
+    """
+    folder = collection.vector_segment
+    taken = [label for label in index.labels.values() if index.added < label <= index.added + added]
+    if taken:
+        detail = f"{index.added} labels were given out, but the highest is {max(index.labels.values())}"
+        return [Finding("hnsw.label_mismatch", f"{folder}/index_metadata.pickle", detail)]
+    if ahead > index.added + added:
+        detail = (
+            f"a record has the label {ahead}, which no id has: {index.added} were given out, and the queue needs {added}"
+        )
+        return [Finding("hnsw.label_mismatch", f"{folder}/data_level0.bin", detail)]
+    return []
 
 
 def recoverable(connection: sqlite3.Connection, collection: Collection, indexed: Set[str]) -> str:

@@ -67,6 +67,8 @@ class Replay:
         self._times = _Times()
         self.with_vector = with_vector
         self.with_row = set(rows)
+        self.added = 0
+        """How many ids the index is given anew; each takes one more label."""
         self.findings: list[Finding] = []
 
     def run(self, connection: sqlite3.Connection, *, booleans: bool) -> None:
@@ -136,6 +138,7 @@ class Replay:
         except ValueError:
             return False
         self.with_vector.update(ids)
+        self.added += len(ids)
         self._problems.add_all(ids, seq_ids, vectors)
         for id_, metadata in zip(ids, metadatas, strict=True):
             self._expected.store(id_, metadata)
@@ -193,6 +196,7 @@ class Replay:
             self.with_vector.discard(operation.id)
             self._problems.forget(operation.id, operation.seq_id)
         elif self._problems.add(operation) and operation.kind != UPDATE:
+            self.added += operation.id not in self.with_vector
             self.with_vector.add(operation.id)
 
     def _apply_to_rows(self, operation: _Operation) -> None:

@@ -33,6 +33,10 @@ _QUEUE_SETTINGS = """
         AND ifnull(json_type(config_json_str, '$._type'), 'text') = 'text'
     END FROM embeddings_queue_config
 """
+_PURGES = """
+    SELECT CASE WHEN json_valid(config_json_str) THEN json_extract(config_json_str, '$.automatically_purge') ELSE 1 END
+    FROM embeddings_queue_config
+"""
 # Segments without a collection. Deleting a database leaves them behind: 1.x without operations, 0.6.3 with operations
 # and with rows whose `seq_id` is eight bytes. Rows of 1.x together with operations are left by nobody.
 _OF_NO_COLLECTION = """
@@ -126,6 +130,20 @@ def read_collections(connection: sqlite3.Connection, schema: Schema) -> tuple[li
         if lost and not findings:
             findings += _left_over(connection)
     return collections, unread + findings
+
+
+def purges(connection: sqlite3.Connection, schema: Schema) -> bool:
+    """Whether Chroma removes operations from the queue that all segments say they have taken up.
+
+    Where nothing is written down, it does from the first operation on or never.
+
+    Raises:
+        sqlite3.Error: The tables cannot be read.
+    """
+    if schema.has("embeddings_queue_config", "config_json_str"):
+        for (purge,) in connection.execute(_PURGES):
+            return bool(purge)
+    return connection.execute("SELECT 1 FROM embeddings_queue LIMIT 1").fetchone() is None
 
 
 def flushed(collection: Collection, segments: Mapping[str, Mapping[str, int]]) -> bool:
