@@ -164,7 +164,7 @@ def _sound_schema(connection: sqlite3.Connection) -> tuple[Schema, list[str]]:
 def _collections(connection: sqlite3.Connection, schema: Schema) -> list[Collection]:
     collections, findings = sysdb.read_collections(connection, schema)
     _refuse([finding for finding in findings if finding.code != "records.segment_missing"])
-    _refuse(inspect_values(connection, schema, of_embeddings=True, orphans=False))
+    _refuse(inspect_values(connection, schema, of_embeddings=True))
     elsewhere = sum(not collection.is_default for collection in collections)
     if elsewhere:
         raise NothingProven(f"{elsewhere} collections are in another database than default_database")

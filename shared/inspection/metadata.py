@@ -24,17 +24,17 @@ _VALUES = (
 )
 _MOST_PARAMETERS = 500
 _MOST_ROWS = 10_000  # that are compared at once, some 10 MB
-# Chroma passes over a row without one value of its column's type, and over one that belongs to no embedding. SQLite
-# orders numbers before text before blobs, which tells types faster than typeof().
+# Chroma passes over a row without one value of its column's type. One that belongs to no embedding is left behind by a
+# deleted collection (lists in 1.5) and read by nobody. SQLite orders numbers before text before blobs, which tells types
+# faster than typeof().
 _UNREADABLE = """
-    SELECT count(*), min(rowid) FROM {table} WHERE key >= x'' {orphan} OR (
+    SELECT count(*), min(rowid) FROM {table} WHERE key >= x'' OR (
         ({text} >= x'' OR int_value >= '' OR int_value != CAST(int_value AS INTEGER) OR float_value >= '' {not_boolean})
         AND NOT ifnull({text} < x'', 0) AND NOT ifnull(int_value = CAST(int_value AS INTEGER) AND int_value < '', 0)
         AND NOT ifnull(float_value < '', 0) {no_boolean}
     )
 """
 _NOT_BOOLEAN, _NO_BOOLEAN = "OR bool_value NOT IN (0, 1)", "AND NOT ifnull(bool_value IN (0, 1), 0)"
-_NO_EMBEDDING = "OR id NOT IN (SELECT id FROM embeddings)"
 _DOCUMENT = "chroma:document"
 _DIGITS = 1e-9  # Chroma 1.5 reads numbers of 16 digits one unit in the last place off
 
@@ -61,40 +61,46 @@ def parse(text: object) -> dict[str, Any]:
     return metadata
 
 
-def inspect_values(
-    connection: sqlite3.Connection, schema: Schema, *, of_embeddings: bool, orphans: bool = True
-) -> list[Finding]:
-    """Whether each metadata value has the type of its column, and belongs to something.
+def parse_queued(text: object) -> dict[str, Any]:
+    """The metadata of an operation that Chroma has to read; see `parse`.
+
+    Raises:
+        ValueError: Chroma 1.5 cannot read it, or dies of it: 0.x wrote null for the document of an embedding that has
+            none among others that have (`rust/log/src/sqlite_log.rs`: "Document not found in metadata").
+    """
+    metadata = parse(text)
+    if _DOCUMENT in metadata and not isinstance(metadata[_DOCUMENT], str):
+        raise ValueError(f"its {_DOCUMENT} is no text, of which Chroma dies")
+    return metadata
+
+
+def inspect_values(connection: sqlite3.Connection, schema: Schema, *, of_embeddings: bool) -> list[Finding]:
+    """Whether each metadata value has the type of its column.
 
     Args:
         connection: A database whose schema is sound.
         schema: That schema.
         of_embeddings: Whether to look at the embeddings' metadata too, and not only at the collections'. That of
             embeddings whose operations are in the queue is compared with these (see `ExpectedMetadata`).
-        orphans: Whether values of embeddings that have no row count.
 
     Raises:
         CouldNotCheck: The rows could not be read for a reason outside the bytes.
     """
     findings = []
-    tables = [("collection_metadata", "str_value", "")]
+    tables = [("collection_metadata", "str_value")]
     if of_embeddings:
-        orphan = _NO_EMBEDDING if orphans else ""
-        tables += [("embedding_metadata", "string_value", orphan)]
-        tables += [("embedding_metadata_array", "string_value", orphan)]
-    for table, text, orphan in tables:
+        tables += [("embedding_metadata", "string_value"), ("embedding_metadata_array", "string_value")]
+    for table, text in tables:
         if table in schema.tables:
             unreadable, first = 0, None
             has = schema.has(table, "bool_value")
             not_boolean, no_boolean = (_NOT_BOOLEAN, _NO_BOOLEAN) if has else ("", "")
             with explained(f"reading {table}") as unread:
-                sql = _UNREADABLE.format(
-                    table=table, text=text, orphan=orphan, not_boolean=not_boolean, no_boolean=no_boolean
-                )
+                sql = _UNREADABLE.format(table=table, text=text, not_boolean=not_boolean, no_boolean=no_boolean)
                 ((unreadable, first),) = connection.execute(sql)
             findings += unread
             if unreadable:
-                detail = f"{unreadable} rows of {table}, the first {first}: no value of its column's type, or no owner"
+                detail = f"{unreadable} rows of {table}, the first {first}: no value of its column's type"
                 findings.append(Finding("records.row_unreadable", DATABASE, detail))
     return findings
 

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from shared.delta import DATABASE, printable
 from shared.inspection.hnsw import rows_not_finite
-from shared.inspection.metadata import ExpectedMetadata, parse
+from shared.inspection.metadata import ExpectedMetadata, parse_queued
 from shared.inspection.sysdb import Collection
 from shared.inspection.values import is_text, shown, some
 from shared.verdict import Finding
@@ -28,7 +28,8 @@ _QUEUE = """
     SELECT seq_id, operation, id, vector, encoding, metadata, created_at FROM embeddings_queue
     WHERE substr(topic, -36) = ? AND seq_id > ? ORDER BY seq_id
 """
-_IS_TIME = "SELECT datetime(?1) IS substr(?1, 1, 19)"
+# As Chroma asks (chroma-core/chroma 1.5.9, rust/log/src/sqlite_log.rs): up to the last second of its nanoseconds, 2262.
+_IS_TIME = "SELECT ifnull(CAST(strftime('%s', ?1) AS INTEGER) <= 9223372036, 0)"
 _LONGEST_TIME, _MOST_TIMES = 40, 1000  # that are remembered
 # So little that it stays in the processor's cache, and that malloc neither gives it back nor has it faulted in anew.
 _BATCH_ROWS = 20
@@ -134,7 +135,7 @@ class Replay:
         ):
             return False
         try:
-            metadatas = [parse(text) for text in texts]
+            metadatas = [parse_queued(text) for text in texts]
         except ValueError:
             return False
         self.with_vector.update(ids)
@@ -172,7 +173,7 @@ class Replay:
             return None
         metadata = None
         try:
-            metadata = parse(text)
+            metadata = parse_queued(text)
         except ValueError as error:
             self._unreadable(seq_id, f"the metadata of {shown(id_)} is not readable: {error}")
         return _Operation(seq_id, kind, id_, vector, encoding, metadata)
@@ -224,9 +225,11 @@ class _Times:
     def _is_readable(self, connection: sqlite3.Connection, time: object) -> bool:
         if time in self._known:
             return True
-        if not isinstance(time, str) or not is_text(time) or not connection.execute(_IS_TIME, (time,)).fetchone()[0]:
+        if isinstance(time, str) and not is_text(time):
             return False
-        if len(time) <= _LONGEST_TIME and len(self._known) < _MOST_TIMES:
+        if not connection.execute(_IS_TIME, (time,)).fetchone()[0]:
+            return False
+        if isinstance(time, str) and len(time) <= _LONGEST_TIME and len(self._known) < _MOST_TIMES:
             self._known.add(time)
         return True
 

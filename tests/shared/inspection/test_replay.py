@@ -23,6 +23,7 @@ from shared.inspection.schema import read_schema
 from shared.inspection.sqlite import opened
 from shared.inspection.sysdb import Collection, read_collections
 from shared.verdict import Finding
+from tests.histories import Chroma
 from tests.shared.inspection.databases import FIRST, asked, changed, queued, untyped
 
 
@@ -240,7 +241,19 @@ def test_metadata_in_the_queue_that_is_not_json_is_told(delta: Path, text: str) 
     assert finding.detail.startswith("row 1 of embeddings_queue: the metadata of 'item-0-0' is not readable: ")
 
 
-@pytest.mark.parametrize("time", ["NULL", "X'00'", "5", "'yesterday'", "'2026-13-01 00:00:00'", "''"])
+@pytest.mark.parametrize(
+    "time",
+    ["'2026-11-25T10:00:00Z'", "'2026-11-25 10:00'", "'2026-11-25'", "'2026-11-25 10:00:00.5+02:00'", "2460000.5", "5"],
+)
+def test_any_time_that_sqlite_can_read_is_one(delta: Path, chroma: Chroma, time: str) -> None:
+    untyped(delta, "embeddings_queue")
+    assert findings_of(delta, f"UPDATE embeddings_queue SET created_at = {time} WHERE seq_id = 1") == []
+    assert len(chroma.read(delta)["words"]["embeddings"]) == 50
+
+
+@pytest.mark.parametrize(
+    "time", ["NULL", "X'00'", "'yesterday'", "'2026-13-01 00:00:00'", "''", "'2262-04-12 00:00:00'", "99999999"]
+)
 def test_an_operation_whose_time_chroma_cannot_read_is_one_that_it_passes_over(delta: Path, time: str) -> None:
     untyped(delta, "embeddings_queue")
     findings = findings_of(delta, f"UPDATE embeddings_queue SET created_at = {time} WHERE seq_id = 1")
