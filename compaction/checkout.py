@@ -6,6 +6,7 @@ import hashlib
 import os
 from pathlib import Path
 
+from shared.deadline import UNLIMITED, Deadline
 from shared.delta import DeltaFile, DeltaLocation
 from shared.errors import ObjectChanged, faults_explained
 from shared.remote import files_needed
@@ -27,9 +28,9 @@ class Checkout(Store):
         super().__init__(store._client)
         self._folder = folder
 
-    def download(self, location: DeltaLocation, file: DeltaFile, target: Path) -> None:
+    def download(self, location: DeltaLocation, file: DeltaFile, target: Path, deadline: Deadline = UNLIMITED) -> None:
         """Downloads as any store does, and keeps the file."""
-        super().download(location, file, target)
+        super().download(location, file, target, deadline)
         kept = self._kept(location, file)
         with faults_explained(f"keeping {file.name} of {location.uri}"):
             kept.parent.mkdir(parents=True, exist_ok=True)

@@ -17,7 +17,10 @@ JOURNALS = ("chroma.sqlite3-journal", "chroma.sqlite3-wal", "chroma.sqlite3-shm"
 SEGMENT_FILES = ("data_level0.bin", "header.bin", "index_metadata.pickle", "length.bin", "link_lists.bin")
 
 MAX_FILES = 20_000
-"""A delta has five files a collection and one database; one that owns more than so many is not judged."""
+"""Objects of its own that a listing of one delta may have; a longer one is not read to its end."""
+
+MAX_OWN_FILES = 5 * 1000 + 5
+"""Files of its own that a delta in S3 may have to be checked: indexes of 1,000 collections, database, journals, manifest."""
 
 MAX_OTHERS = 1000
 """How many objects that are not Chroma's are kept of a listing, for a manifest may name some of them."""

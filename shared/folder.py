@@ -12,7 +12,7 @@ from pathlib import Path
 
 from awscrt.checksums import crc64nvme
 
-from shared.delta import MAX_FILES, DeltaFile, Gathering, Listing, is_index_folder, is_own_file
+from shared.delta import MAX_FILES, MAX_OWN_FILES, DeltaFile, Gathering, Listing, is_index_folder, is_own_file
 from shared.errors import CouldNotCheck, TargetError, faults_explained
 from shared.manifest import encode_checksum
 
@@ -120,6 +120,13 @@ def require_regular(path: Path, names: Iterable[str]) -> None:
 
 def _not_followed(path: Path | str) -> CouldNotCheck:
     return CouldNotCheck("check.local_io", f"{path} is a link or a special file; it was not followed")
+
+
+def check_count(listing: Listing) -> None:
+    """Raises `CouldNotCheck` when a delta has more files of its own than may be asked for one by one."""
+    if len(listing.files) > MAX_OWN_FILES:
+        detail = f"{len(listing.files)} files of its own, at most {MAX_OWN_FILES} are checked"
+        raise CouldNotCheck("check.size_cap", detail)
 
 
 def check_size(listing: Listing, max_bytes: int) -> None:

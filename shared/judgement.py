@@ -11,10 +11,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from shared import tags as verdict_tags
+from shared.deadline import UNLIMITED, Deadline, side_by_side
 from shared.delta import (
     DATABASE,
     MANIFEST,
     MAX_BELOW,
+    DeltaFile,
     DeltaLocation,
     Listing,
     is_chroma_file,
@@ -23,7 +25,7 @@ from shared.delta import (
 )
 from shared.errors import CouldNotCheck, ObjectChanged, StorageError
 from shared.findings import Weight
-from shared.folder import FolderContent, check_size, checksum_of, list_folder, require_regular
+from shared.folder import FolderContent, check_count, check_size, checksum_of, list_folder, require_regular
 from shared.inspection import Content, Examination, examine
 from shared.manifest import MAX_MANIFEST_BYTES, Manifest, compare_checksums, compare_collections, compare_listing
 from shared.remote import RemoteContent, Step, read_head
@@ -78,6 +80,7 @@ def judge_stored(
     trust_tags: bool = False,
     listing: Listing | None = None,
     step: Step = nullcontext,
+    deadline: Deadline = UNLIMITED,
 ) -> Judgement:
     """Judges a delta in S3. Whatever cannot be checked is part of the verdict; nothing is raised for it.
 
@@ -91,15 +94,18 @@ def judge_stored(
         trust_tags: Whether a `healthy` tag that belongs to exactly these objects and to this depth is an answer.
         listing: Its objects where they were listed a moment ago, which saves the request.
         step: Put around each step; by default nothing is.
+        deadline: What is not done then is given up: `undetermined`, `check.timeout`.
     """
     work = _Work(location.uri, depth)
     try:
         with step("list"):
+            deadline.check(f"listing {location.uri}")
             work.listing = listing or store.list_delta(location, apart=_quarantine_beside(location, settings))
         if trust_tags and _tagged_healthy(store, location, work.listing, depth):
             work.by_tag = True
             return work.judgement()
         work.read_manifest(lambda length: read_head(store, location, work.listing.by_name[MANIFEST], length))
+        check_count(work.listing)
         awaited = _awaited(work.listing, work.manifest, settings, clock())
         if awaited and await_arrival:
             work.observed += awaited
@@ -107,7 +113,7 @@ def judge_stored(
             return work.judgement()
         if work.manifest is not None:
             most = settings.max_delta_bytes
-            work.checksums = _stored_checksums(store, location, work.listing, work.manifest, most)
+            work.checksums = _stored_checksums(store, location, work.listing, work.manifest, most, deadline)
         with ExitStack() as scratch:
             content = RemoteContent(
                 store,
@@ -119,14 +125,32 @@ def judge_stored(
                 # A checksum that the store does not keep is computed here, of every file.
                 whole=work.manifest is not None and not work.checksums_proven,
                 in_full=depth.includes(Depth.STRUCTURE),
+                deadline=deadline,
             )
             with step("inspect"):
-                work.examine(content, settings.probe_timeout_seconds, step)
+                work.examine(content, settings.probe_timeout_seconds, step, deadline)
         if awaited:
             work.observed = _excused(work.observed, awaited)
     except CouldNotCheck as fault:
         work.observed.append(Finding(fault.code, "", fault.detail))
     return work.judgement()
+
+
+def known_answer(store: Store, location: DeltaLocation, depth: Depth) -> Judgement | None:
+    """The answer that needs no look at a delta: nothing lies there, or a tag says that it is healthy; None otherwise.
+
+    Args:
+        store: Where it lies.
+        location: Its bucket and prefix.
+        depth: How deep the check must have gone that the tag tells of.
+    """
+    work = _Work(location.uri, depth)
+    try:
+        work.listing = store.list_delta(location)
+    except StorageError:
+        return None  # the look itself will tell
+    work.by_tag = _tagged_healthy(store, location, work.listing, depth)
+    return work.judgement() if work.by_tag or not work.listing.files else None
 
 
 def judge_folder(path: Path, depth: Depth, settings: Settings) -> Judgement:
@@ -186,7 +210,9 @@ class _Work:
             detail = f"{printable(unseen)} of the manifest may be one of too many files that are not Chroma's"
             raise CouldNotCheck("check.size_cap", detail)
 
-    def examine(self, content: Content, probe_seconds: float, step: Step = nullcontext) -> None:
+    def examine(
+        self, content: Content, probe_seconds: float, step: Step = nullcontext, deadline: Deadline = UNLIMITED
+    ) -> None:
         if self.manifest is not None:
             self.observed += compare_listing(self.manifest, self.listing)
             self.observed += compare_checksums(self.manifest, self.checksums)
@@ -194,7 +220,9 @@ class _Work:
         proven = status_of(self.observed) is Status.CORRUPT
         depth = Depth.STRUCTURE if proven and self.depth is Depth.OPEN else self.depth
         proven_bytes = self.checksums_proven
-        self.examination = examine(self.listing, content, depth, probe_seconds, step, proven=proven_bytes)
+        self.examination = examine(
+            self.listing, content, depth, probe_seconds, step, proven=proven_bytes, deadline=deadline
+        )
         self.observed += self.examination.observed
         if self.manifest is not None and self.depth.includes(Depth.STRUCTURE):
             self._compare_contents(self.manifest, content)
@@ -295,27 +323,27 @@ def _excused(observed: list[Finding], awaited: list[Finding]) -> list[Finding]:
 
 
 def _stored_checksums(
-    store: Store, location: DeltaLocation, listing: Listing, manifest: Manifest, max_bytes: int
+    store: Store, location: DeltaLocation, listing: Listing, manifest: Manifest, max_bytes: int, deadline: Deadline
 ) -> dict[str, str]:
     """The checksums of the files in the manifest, by name, as the store keeps them: no byte of them is read.
 
     In a store that keeps them (the manifest's own tells), a file without one was put there by somebody else than the
     producer. Its checksum is computed from its bytes.
     """
+    deadline.check(f"asking for the checksums of {location.uri}")
     kept = store.head(location.bucket, location.key(MANIFEST)).crc64nvme is not None
-    checksums = {}
-    for file in manifest.files:
-        listed = listing.by_name.get(file.name)
-        if listed is None:
-            continue
+
+    def checksum(file: DeltaFile) -> str | None:
         key = location.key(file.name)
         stored = store.head(location.bucket, key)
-        if stored.etag != listed.etag:
+        if stored.etag != file.etag:
             detail = f"{location.uri}{file.name} was overwritten while it was being checked"
             raise ObjectChanged("check.changed", detail, "ETag")
-        if stored.crc64nvme is not None:
-            checksums[file.name] = stored.crc64nvme
-        elif kept:
+        if stored.crc64nvme is None and kept:
             check_size(listing, max_bytes)
-            checksums[file.name] = store.checksum(location.bucket, key, listed.etag)
-    return checksums
+            return store.checksum(location.bucket, key, file.etag, deadline)
+        return stored.crc64nvme
+
+    listed = [listing.by_name[file.name] for file in manifest.files if file.name in listing.by_name]
+    found = side_by_side(checksum, listed, deadline, f"asking for the checksums of {location.uri}")
+    return {file.name: known for file, known in zip(listed, found, strict=True) if known is not None}

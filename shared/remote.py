@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from shared.deadline import UNLIMITED, Deadline, side_by_side
 from shared.delta import DeltaFile, DeltaLocation, Listing, is_chroma_file, segment_of
 from shared.errors import StorageError, faults_explained
 from shared.folder import check_size
@@ -45,6 +46,7 @@ class RemoteContent:
         step: Put around each download (`download`).
         whole: Whether the folder must have all of Chroma's files, not only those that are ever read.
         in_full: Whether the folder will be asked for anyway, so that the head of a file is better read from there.
+        deadline: After it, nothing is downloaded.
     """
 
     def __init__(
@@ -58,6 +60,7 @@ class RemoteContent:
         *,
         whole: bool,
         in_full: bool,
+        deadline: Deadline = UNLIMITED,
     ) -> None:
         self._store = store
         self._location = location
@@ -65,6 +68,7 @@ class RemoteContent:
         self._max_bytes = max_bytes
         self._scratch = scratch
         self._step = step
+        self._deadline = deadline
         all_files = tuple(file for file in listing.files if is_chroma_file(file.name))
         self._needed = all_files if whole else files_needed(listing)
         self._in_full = in_full and listing.size <= max_bytes
@@ -76,12 +80,14 @@ class RemoteContent:
 
         Raises:
             StorageError: A request failed, or the object is another one by now.
-            CouldNotCheck: The local disk refused.
+            CouldNotCheck: The local disk refused, or no time is left.
         """
         file = self._listing.by_name[name]
+        self._deadline.check(f"reading {name}")
         if not self._in_full:
             return read_head(self._store, self._location, file, length)
-        with faults_explained(f"reading {name}"), self._fetched(file).open("rb") as local:
+        self._fetch([file])
+        with faults_explained(f"reading {name}"), (self._place() / name).open("rb") as local:
             return local.read(length)
 
     def folder(self) -> Path:
@@ -89,11 +95,10 @@ class RemoteContent:
 
         Raises:
             StorageError: A request failed, or an object is another one by now.
-            CouldNotCheck: The local disk refused, or the delta is larger than may be read.
+            CouldNotCheck: The local disk refused, the delta is larger than may be read, or no time is left.
         """
         check_size(self._listing, self._max_bytes)
-        for file in self._needed:  # other names are never written, so none can leave the folder
-            self._fetched(file)
+        self._fetch(self._needed)  # other names are never written, so none can leave the folder
         return self._place()
 
     def _place(self) -> Path:
@@ -101,18 +106,24 @@ class RemoteContent:
             self._folder = self._scratch.enter_context(scratch_folder())
         return self._folder
 
-    def _fetched(self, file: DeltaFile) -> Path:
-        target = self._place() / file.name
-        if file.name not in self._here:
-            with faults_explained("making a scratch folder for an index"):
-                target.parent.mkdir(exist_ok=True)
+    def _fetch(self, files: Iterable[DeltaFile]) -> None:
+        """Downloads those of these files that are not in the folder yet, some at once."""
+        missing = [file for file in files if file.name not in self._here]
+        folder = self._place()
+        with faults_explained("making a scratch folder for an index"):
+            for file in missing:
+                (folder / file.name).parent.mkdir(exist_ok=True)
                 if not file.size:
-                    target.touch()
-            if file.size:
-                with self._step("download"):
-                    self._store.download(self._location, file, target)
-            self._here.add(file.name)
-        return target
+                    (folder / file.name).touch()
+
+        def download(file: DeltaFile) -> None:
+            self._store.download(self._location, file, folder / file.name, self._deadline)
+
+        filled = [file for file in missing if file.size]
+        if filled:
+            with self._step("download"):
+                side_by_side(download, filled, self._deadline, f"downloading {self._location.uri}")
+        self._here.update(file.name for file in missing)
 
 
 def read_head(store: Store, location: DeltaLocation, file: DeltaFile, length: int) -> bytes:

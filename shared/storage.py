@@ -16,6 +16,7 @@ from awscrt.checksums import crc64nvme
 from boto3.s3.transfer import TransferConfig
 
 from shared.client import CONDITION_UNKNOWN, client_variables, may_have_been_done, s3_client, translated
+from shared.deadline import UNLIMITED, Deadline
 from shared.deletion import CONDITION_TRIAL, TRIAL_TEXT, Deletion
 from shared.delta import DeltaFile, DeltaLocation, StoredObject
 from shared.enumeration import Enumeration, ObjectVersion
@@ -85,13 +86,14 @@ class Store(Enumeration):
         with body:
             return cast(bytes, translated("reading", what, lambda: body.read(length)))
 
-    def checksum(self, bucket: str, key: str, etag: str) -> str:
+    def checksum(self, bucket: str, key: str, etag: str, deadline: Deadline = UNLIMITED) -> str:
         """CRC-64/NVME of an object (base64), computed from its bytes, for a store that keeps none.
 
         Raises:
             ObjectGone: It is not there.
             ObjectChanged: Its ETag is not `etag`.
             StorageError: The request failed.
+            CouldNotCheck: The deadline passed (`check.timeout`).
         """
         what = f"s3://{bucket}/{key}"
         request = {"Bucket": bucket, "Key": key, "IfMatch": etag}
@@ -99,6 +101,7 @@ class Store(Enumeration):
         checksum = 0
         with body:
             while chunk := translated("reading", what, lambda: body.read(_CHUNK)):
+                deadline.check(f"reading {what}")
                 checksum = crc64nvme(chunk, checksum)
         return encode_checksum(checksum)
 
@@ -115,7 +118,7 @@ class Store(Enumeration):
         kept = stored.crc64nvme if self._deletion.heeds_conditions is not False else None
         return kept or self.checksum(bucket, key, stored.etag)
 
-    def download(self, location: DeltaLocation, file: DeltaFile, target: Path) -> None:
+    def download(self, location: DeltaLocation, file: DeltaFile, target: Path, deadline: Deadline = UNLIMITED) -> None:
         """Writes one file of a delta to `target`, which must not exist. The object must still be the one listed.
 
         Where the store keeps a checksum of the object, botocore compares it with what came.
@@ -124,7 +127,7 @@ class Store(Enumeration):
             ObjectGone: It is not there any more.
             ObjectChanged: It was overwritten since it was listed.
             StorageError: The request failed, or other bytes came, fewer or more, than are stored.
-            CouldNotCheck: The local disk refused.
+            CouldNotCheck: The local disk refused, or the deadline passed (`check.timeout`).
         """
         key = location.key(file.name)
         what = f"s3://{location.bucket}/{key}"
@@ -133,6 +136,7 @@ class Store(Enumeration):
         written = 0
         with body, faults_explained(f"writing {what} to the scratch folder"), target.open("xb") as output:
             while chunk := translated("downloading", what, lambda: body.read(_CHUNK)):
+                deadline.check(f"downloading {what}")
                 written += len(chunk)
                 if written > file.size:
                     break

@@ -13,6 +13,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from shared.deadline import UNLIMITED, Deadline
 from shared.delta import DATABASE, JOURNALS, Listing
 from shared.errors import CouldNotCheck, faults_explained
 from shared.inspection import chroma, header, hnsw, layout, records, sqlite
@@ -60,6 +61,7 @@ def examine(
     step: Callable[[str], AbstractContextManager[Any]] = nullcontext,
     *,
     proven: bool = False,
+    deadline: Deadline = UNLIMITED,
 ) -> Examination:
     """Examines a delta up to `depth`. It goes no further once something is proven that the next depth stands on.
 
@@ -74,6 +76,7 @@ def examine(
         probe_seconds: Time limit of one Chroma probe, at depth `open`.
         step: Put around the probe (`probe`); by default nothing is.
         proven: Whether a manifest proves every byte, so that depth `header` need not look at an index as well.
+        deadline: What is not done then is given up.
 
     Returns:
         The findings. What could not be checked is among them, as a `check.*` finding; nothing is raised for it.
@@ -92,10 +95,14 @@ def examine(
                 suspicions += _suspect_index(listing, content)
         if (suspicions or depth.includes(Depth.STRUCTURE)) and not _blocked(observed):
             folder = content.folder()
-            contents = _structure(listing, folder, examination)
+            contents = _structure(listing, folder, examination, deadline)
             if depth.includes(Depth.OPEN) and status_of(observed) is Status.HEALTHY:
+                deadline.check("asking Chroma")
+                seconds = min(probe_seconds, deadline.left / chroma.ATTEMPTS)
                 with step("probe"):
-                    found, version = chroma.probe(folder, contents, probe_seconds)
+                    found, version = chroma.probe(folder, contents, seconds)
+                if seconds < probe_seconds and any(finding.code == "chroma.hung" for finding in found):
+                    raise CouldNotCheck("check.timeout", f"only {seconds:.0f} s were left for Chroma")
                 observed += found
                 if version:
                     examination.versions["chromadb"] = version
@@ -120,26 +127,29 @@ def _suspect_index(listing: Listing, content: Content) -> list[Finding]:
     return header.inspect_header(segment, head, segments[segment])[1]
 
 
-def _structure(listing: Listing, folder: Path, examination: Examination) -> tuple[Contents, ...]:
+def _structure(listing: Listing, folder: Path, examination: Examination, deadline: Deadline) -> tuple[Contents, ...]:
     """Looks through the database and the indexes, a second time where a text is not UTF-8. Returns their contents."""
     with faults_explained(f"reading {DATABASE}"):
         try:
-            observed, contents = _look(listing, folder, lenient=False)
+            observed, contents = _look(listing, folder, deadline, lenient=False)
         except sqlite.NotUtf8:
-            observed, contents = _look(listing, folder, lenient=True)
+            observed, contents = _look(listing, folder, deadline, lenient=True)
     examination.observed += observed
     examination.collections = tuple(collection.count for collection in contents)
     return contents
 
 
-def _look(listing: Listing, folder: Path, *, lenient: bool) -> tuple[list[Finding], tuple[Contents, ...]]:
-    opened = partial(sqlite.opened, folder / DATABASE, _SQL_SECONDS, lenient=lenient)
+def _look(
+    listing: Listing, folder: Path, deadline: Deadline, *, lenient: bool
+) -> tuple[list[Finding], tuple[Contents, ...]]:
+    deadline.check(f"reading {DATABASE}")
+    opened = partial(sqlite.opened, folder / DATABASE, min(_SQL_SECONDS, deadline.left), lenient=lenient)
     with opened() as connection:
         # The schema comes first, since an integrity check evaluates its expressions.
         schema, observed = read_schema(connection)
         if status_of(observed) is not Status.HEALTHY:
             return observed + _left(connection, schema, observed), ()
-        with integrity_checked(opened(), connection, _SQL_SECONDS) as integrity:
+        with integrity_checked(opened(), connection, min(_SQL_SECONDS, deadline.left)) as integrity:
             try:
                 found, contents = _look_inside(connection, schema, integrity, listing, folder)
             except Exception:
@@ -240,7 +250,9 @@ def _without_index(
         with explained("reading the settings of the queue"):
             if not purges(connection, schema):
                 missing = [Finding("hnsw.index_missing", found.file, found.detail) for found in missing]
-    return (collection if any(f.code == "hnsw.pickle_missing" for f in missing) else replace(collection, flushed_to=None)), missing
+    return (
+        collection if any(f.code == "hnsw.pickle_missing" for f in missing) else replace(collection, flushed_to=None)
+    ), missing
 
 
 def _index(

@@ -20,7 +20,9 @@ from shared.inspection.records import Contents
 from shared.scratch import copy_file, scratch_folder
 from shared.verdict import Finding
 
-_ATTEMPTS = 2
+ATTEMPTS = 2
+"""How often Chroma is asked, at most: a failure counts only when it happens again."""
+
 _ROOM_BYTES = 256 * 1024 * 1024
 _ROOM_FACTOR = 4
 _BUSY_SHARE = 0.5
@@ -79,7 +81,7 @@ def probe(folder: Path, expected: tuple[Contents, ...], seconds: float) -> tuple
         CouldNotCheck: The probe could not be run to an answer that is about the bytes.
     """
     earlier: Finding | None = None
-    for _ in range(_ATTEMPTS):
+    for _ in range(ATTEMPTS):
         outcome = _attempt(folder, seconds, fresh=earlier is not None)
         if isinstance(outcome, _Answer) and outcome.error is None:
             return _compare(outcome, expected), outcome.chromadb

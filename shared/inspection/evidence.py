@@ -151,7 +151,9 @@ def _sound_schema(connection: sqlite3.Connection) -> tuple[Schema, list[str]]:
         if table not in schema.tables:
             raise NothingProven(f"table {table} is missing, and nothing else holds what it held")
     if "segment_metadata" not in schema.tables:
-        ((legacy,),) = connection.execute("SELECT count(*) FROM collection_metadata WHERE key >= 'hnsw:' AND key < 'hnsw;'")
+        ((legacy,),) = connection.execute(
+            "SELECT count(*) FROM collection_metadata WHERE key >= 'hnsw:' AND key < 'hnsw;'"
+        )
         if legacy:
             raise NothingProven("segment_metadata is missing, which says by which distance an index of 0.x measures")
     if schema.tables.keys() >= {"embedding_fulltext_search_content"} and schema.fulltext:

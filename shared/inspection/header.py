@@ -117,9 +117,7 @@ def _contradictions(header: IndexHeader) -> list[str]:
     return wrong
 
 
-def _size_findings(
-    segment: str, header: IndexHeader, sizes: Mapping[str, int], *, cosine: bool
-) -> list[Finding]:
+def _size_findings(segment: str, header: IndexHeader, sizes: Mapping[str, int], *, cosine: bool) -> list[Finding]:
     """Files that are too short for what the header counts.
 
     How long they are beyond that says nothing: hnswlib writes into files that are there and never shortens them, so an
@@ -131,7 +129,9 @@ def _size_findings(
     if cosine:
         needed["length.bin"] = 4 * count
     return [
-        Finding("hnsw.size_mismatch", f"{segment}/{base}", f"{sizes[base]} bytes, expected {least} for {count} embeddings")
+        Finding(
+            "hnsw.size_mismatch", f"{segment}/{base}", f"{sizes[base]} bytes, expected {least} for {count} embeddings"
+        )
         for base, least in needed.items()
         if sizes.get(base, least) < least
     ]

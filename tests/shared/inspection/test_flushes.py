@@ -26,7 +26,9 @@ from tests.shared.inspection.databases import changed
 
 NAME = "words"
 OF_INDEX = "segment_id IN (SELECT id FROM segments WHERE scope = 'VECTOR')"
-KEEP = "UPDATE embeddings_queue_config SET config_json_str = json_set(config_json_str, '$.automatically_purge', json(?))"
+KEEP = (
+    "UPDATE embeddings_queue_config SET config_json_str = json_set(config_json_str, '$.automatically_purge', json(?))"
+)
 PURGED = "DELETE FROM embeddings_queue WHERE seq_id <= 5"
 
 
@@ -141,8 +143,13 @@ def test_what_chroma_replays_from_the_queue_is_not_lost(
         (forget_flush, set()),  # the index has what the queue lost
         (lose_id_map, {"records.vector_missing"}),
         (lose_index, {"records.vector_missing"}),
-        (lambda delta: (flush_without_id_map(delta), changed(delta, "DELETE FROM embeddings_queue WHERE seq_id > 8")),
-         {"records.vector_missing", "hnsw.label_mismatch"}),
+        (
+            lambda delta: (
+                flush_without_id_map(delta),
+                changed(delta, "DELETE FROM embeddings_queue WHERE seq_id > 8"),
+            ),
+            {"records.vector_missing", "hnsw.label_mismatch"},
+        ),
     ],
 )
 def test_what_neither_queue_nor_index_holds_is_lost(
