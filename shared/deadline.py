@@ -67,7 +67,7 @@ def side_by_side(
         doing: What the action does, for the message.
 
     Raises:
-        CouldNotCheck: The deadline passed (`check.timeout`).
+        CouldNotCheck: The deadline passed (`check.timeout`), or no thread could be started.
         Exception: What the action raised.
     """
     waiting = list(items)
@@ -76,7 +76,10 @@ def side_by_side(
         return [action(item) for item in waiting]
     pool = ThreadPoolExecutor(min(_TOGETHER, len(waiting)), thread_name_prefix="side-by-side")
     try:
-        futures = [pool.submit(action, item) for item in waiting]
+        try:
+            futures = [pool.submit(action, item) for item in waiting]
+        except RuntimeError as error:
+            raise CouldNotCheck("check.memory", f"{doing}: {error}") from error
         left = deadline.left
         wait(futures, None if left == float("inf") else left, FIRST_EXCEPTION)
         done = [future for future in futures if future.done()]

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import random
-from dataclasses import dataclass, replace
-from datetime import datetime
+from collections.abc import Collection
+from contextlib import suppress
+from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import Any
 
+from shared.deadline import UNLIMITED, Deadline, side_by_side
 from shared.delta import DeltaLocation
 from shared.errors import CouldNotCheck, DeltaguardError
-from shared.judgement import clock, judge_stored
+from shared.judgement import clock, judge_stored, known_answer
 from shared.messaging import Messaging, current_messaging
 from shared.quarantine import is_quarantined
 from shared.scratch import sweep_scratch
@@ -21,7 +24,9 @@ from validator.redelivery import put_off, seconds_until
 from validator.response import respond
 
 _RESERVE_SECONDS = 10.0
-_PROBES = 2  # a probe that fails is repeated once, and the second may take as long as the first
+_LEAST_SECONDS = 1.0
+_FEW = 8  # deltas that are asked for their tags one after another
+_AT_ONCE = datetime.min.replace(tzinfo=UTC)
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,9 +56,18 @@ def handler(event: object, context: Any) -> dict[str, list[dict[str, str]]]:
     sweep_scratch()
     messages = read_event(event)
     store, messaging = current_store(), current_messaging()
+    deadline = _deadline(context)
+    deltas = dict.fromkeys(location for message in messages for location in message.deltas)
+    waiting = [location for location in deltas if not is_quarantined(location, settings)]
+    if len(waiting) > _FEW:
+        answered = _answered(store, messaging, waiting, settings, deadline)
+        waiting = [location for location in waiting if location not in answered]
+    # What takes all the time must not always be the first, and the rest never be begun.
+    random.Random(getattr(context, "aws_request_id", None)).shuffle(waiting)  # noqa: S311 -- nobody gains from guessing it
+    whole = deadline.left
     unsettled: dict[DeltaLocation, _Again] = {}
-    for location in dict.fromkeys(location for message in messages for location in message.deltas):
-        again = _settle(store, messaging, location, settings, context)
+    for location in waiting:
+        again = _settle(store, messaging, location, settings, deadline, late=deadline.left < whole / 2)
         if again is not None:
             unsettled[location] = again
     failed = [message for message in messages if message.problem or not unsettled.keys().isdisjoint(message.deltas)]
@@ -65,24 +79,59 @@ def handler(event: object, context: Any) -> dict[str, list[dict[str, str]]]:
     return {"batchItemFailures": [{"itemIdentifier": str(message.id)} for message in failed]}
 
 
+def _answered(
+    store: Store, messaging: Messaging, deltas: Collection[DeltaLocation], settings: Settings, deadline: Deadline
+) -> set[DeltaLocation]:
+    """Those of many deltas that earlier rounds have settled: a few requests each, made for several deltas at once.
+
+    A message is done when all of its deltas are settled in one round. So what was finished must not take the time that
+    the rest needs, at most half of it.
+    """
+    enough = deadline.within(deadline.left / 2)
+    answered: set[DeltaLocation] = set()
+
+    def ask(location: DeltaLocation) -> None:
+        if enough.passed:
+            return
+        try:
+            judgement = known_answer(store, location, settings.depth)
+            if judgement is not None and respond(store, messaging, location, judgement, settings):
+                answered.add(location)
+        except Exception as error:  # noqa: BLE001 -- it is looked at below, and a bug that stays is met there
+            logger.warning("Delta not settled by its tag", extra={"delta": location.uri, "reason": str(error)})
+
+    with suppress(CouldNotCheck):  # the time for it is over; what was not answered is looked at
+        side_by_side(ask, deltas, enough, "asking for tags")
+    return set(answered)
+
+
 def _settle(
-    store: Store, messaging: Messaging, location: DeltaLocation, settings: Settings, context: Any
+    store: Store, messaging: Messaging, location: DeltaLocation, settings: Settings, deadline: Deadline, *, late: bool
 ) -> _Again | None:
-    """Judges one delta and acts on it. Returns when it must be looked at again, or None when it is settled."""
-    if is_quarantined(location, settings):
-        return None
-    seconds = _seconds_left(context)
-    if seconds < 1:
+    """Judges one delta and acts on it. Returns when it must be looked at again, or None when it is settled.
+
+    One that is begun late and not finished in time comes back at once, and nobody is told: it only had bad luck.
+    """
+    if deadline.left < _LEAST_SECONDS:
         logger.warning("No time left for this delta", extra={"delta": location.uri})
-        return _Again(clock())
-    limited = replace(settings, probe_timeout_seconds=min(settings.probe_timeout_seconds, seconds / _PROBES))
+        return _Again(_AT_ONCE)
     logger.info("Validating uploaded delta...", extra={"delta": location.uri, "depth": settings.depth.value})
     try:
         with traced("validate", delta_id=location.delta_id) as annotate:
             judgement = judge_stored(
-                store, location, settings.depth, limited, await_arrival=True, trust_tags=True, step=traced
+                store,
+                location,
+                settings.depth,
+                settings,
+                await_arrival=True,
+                trust_tags=True,
+                step=traced,
+                deadline=deadline,
             )
             annotate("status", judgement.verdict.status.value)
+            if late and deadline.passed and {found.code for found in judgement.verdict.findings} == {"check.timeout"}:
+                logger.warning("Too little time was left for this delta", extra={"delta": location.uri})
+                return _Again(_AT_ONCE)
             done = respond(store, messaging, location, judgement, settings)
     except DeltaguardError as error:
         logger.error("Delta not finished, it will be", extra={"delta": location.uri, "reason": str(error)})
@@ -103,6 +152,6 @@ def _return(messaging: Messaging, message: Message, unsettled: dict[DeltaLocatio
         put_off(messaging, message.receipt, seconds_until(moments, message.receipt.receives, clock(), chance))
 
 
-def _seconds_left(context: Any) -> float:
+def _deadline(context: Any) -> Deadline:
     remaining = getattr(context, "get_remaining_time_in_millis", None)
-    return float("inf") if remaining is None else remaining() / 1000 - _RESERVE_SECONDS
+    return UNLIMITED if remaining is None else Deadline.after(remaining() / 1000 - _RESERVE_SECONDS)
