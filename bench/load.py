@@ -68,7 +68,7 @@ def figures(deltas: int = 500, events: int = 5000) -> list[Figure]:
     ]
 
 
-_SETTINGS = {"DELTAGUARD_DEPTH": "structure", "DELTAGUARD_SETTLE_SECONDS": "0"}
+_SETTINGS = {"DELTAGUARD_DEPTH": "structure", "DELTAGUARD_SETTLE_SECONDS": "0", "DELTAGUARD_ARRIVAL_SECONDS": "0"}
 
 
 def _key(number: int) -> str:

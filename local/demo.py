@@ -61,7 +61,7 @@ def demo() -> None:
     console = Console(highlight=False)
     claims = _Claims(console)
     started = time.perf_counter()
-    settings = {"DELTAGUARD_SETTLE_SECONDS": str(_SETTLE_SECONDS)}
+    settings = {"DELTAGUARD_SETTLE_SECONDS": str(_SETTLE_SECONDS), "DELTAGUARD_ARRIVAL_SECONDS": "0"}
     with tempfile.TemporaryDirectory(prefix="deltaguard-demo-") as scratch, running_stack(_BUCKET, **settings) as stack:
         _tell(console, stack, Path(scratch), claims)
     console.print()

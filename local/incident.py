@@ -135,7 +135,9 @@ def reproduce(*, test_fix: bool, delta: str | None) -> None:
     with scratch_folder() as scratch:
         if delta is not None:
             sys.exit(_look_at(console, DeltaLocation.parse(delta), scratch, claims, test_fix=test_fix))
-        with running_stack(_BUCKET, CHROMADB_BUCKET=_BUCKET, DELTAGUARD_SETTLE_SECONDS="0") as stack:
+        with running_stack(
+            _BUCKET, CHROMADB_BUCKET=_BUCKET, DELTAGUARD_SETTLE_SECONDS="0", DELTAGUARD_ARRIVAL_SECONDS="0"
+        ) as stack:
             stack.s3.create_bucket(Bucket=_BUCKET)
             _tell(console, stack, scratch, claims, test_fix=test_fix)
         _tell_code_14(console, scratch, claims)
@@ -165,7 +167,8 @@ def _tell(console: Console, stack: LocalStack, scratch: Path, claims: Claims, *,
 
     _title(console, "3. What happens now: each delta is judged before anything is merged")
     verdicts = [
-        judge_stored(current_store(), _at(key), Depth.STRUCTURE, Settings(settle_seconds=0)).verdict for key in keys
+        judge_stored(current_store(), _at(key), Depth.STRUCTURE, Settings(settle_seconds=0, arrival_seconds=0)).verdict
+        for key in keys
     ]
     _show(console, verdicts[-1])
     statuses = [verdict.status for verdict in verdicts]
@@ -226,7 +229,9 @@ def _look_at(console: Console, location: DeltaLocation, scratch: Path, claims: C
     _show(console, verdict)
     if test_fix:
         _title(console, "4. The real function: process_chunk_deltas, with the copy in a bucket on this machine")
-        with running_stack(_BUCKET, CHROMADB_BUCKET=_BUCKET, DELTAGUARD_SETTLE_SECONDS="0") as stack:
+        with running_stack(
+            _BUCKET, CHROMADB_BUCKET=_BUCKET, DELTAGUARD_SETTLE_SECONDS="0", DELTAGUARD_ARRIVAL_SECONDS="0"
+        ) as stack:
             stack.s3.create_bucket(Bucket=_BUCKET)
             key = f"delta/{location.delta_id}"
             _upload_the_old_way(stack, folder, key)

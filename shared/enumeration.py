@@ -6,7 +6,7 @@ from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Se
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass, replace
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from shared.client import StoreClock, translated
@@ -30,6 +30,15 @@ class ObjectVersion:
     key: str
     version: str
     modified: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class UnfinishedUpload:
+    """An upload in parts that was begun and neither finished nor given up; `begun` is all that S3 dates it by."""
+
+    key: str
+    id: str
+    begun: datetime
 
 
 class Enumeration:
@@ -196,6 +205,46 @@ class Enumeration:
             if not page.get("IsTruncated"):
                 return
             token = {"KeyMarker": page["NextKeyMarker"], "VersionIdMarker": page["NextVersionIdMarker"]}
+
+    def unfinished_uploads(self, bucket: str, prefix: str) -> Iterator[UnfinishedUpload]:
+        """The uploads in parts below a prefix that are not finished, in the order of their keys.
+
+        Raises:
+            StorageError: A request failed.
+        """
+        token: dict[str, str] = {}
+        what = f"s3://{bucket}/{prefix}"
+        while True:
+            request = {"Bucket": bucket, "Prefix": prefix, **token}
+            page = self._call("listing unfinished uploads below", what, self._client.list_multipart_uploads, request)
+            for entry in page.get("Uploads", []):
+                yield UnfinishedUpload(entry["Key"], entry["UploadId"], entry["Initiated"].astimezone(UTC))
+            if not page.get("IsTruncated"):
+                return
+            token = {"KeyMarker": page["NextKeyMarker"], "UploadIdMarker": page["NextUploadIdMarker"]}
+
+    def latest_part(self, bucket: str, upload: UnfinishedUpload, since: datetime) -> datetime:
+        """When the latest part of an unfinished upload arrived, in UTC; when it was begun where there is none.
+
+        Args:
+            bucket: Where it is.
+            upload: The upload.
+            since: A part that is newer than this is taken for the latest, and no further parts are asked for.
+
+        Raises:
+            StorageError: A request failed; `NoSuchUpload` where it was finished or given up meanwhile.
+        """
+        latest = upload.begun
+        token: dict[str, int] = {}
+        what = f"s3://{bucket}/{upload.key}"
+        while True:
+            request = {"Bucket": bucket, "Key": upload.key, "UploadId": upload.id, **token}
+            page = self._call("listing the parts of an upload to", what, self._client.list_parts, request)
+            arrived: list[datetime] = [part["LastModified"].astimezone(UTC) for part in page.get("Parts", [])]
+            latest = max([latest, *arrived])
+            if latest > since or not page.get("IsTruncated"):
+                return latest
+            token = {"PartNumberMarker": page["NextPartNumberMarker"]}
 
     def _call(self, doing: str, what: str, operation: Callable[..., Any], request: Mapping[str, Any]) -> Any:
         answer = translated(doing, what, lambda: operation(**request))

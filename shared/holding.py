@@ -189,7 +189,9 @@ def restore(store: Store, held: Held, settings: Settings, *, overwrite: bool = F
     for file in sorted(record.files, key=lambda file: _PUT_BACK_LAST.get(file.name, 0)):
         if file.name not in back:
             _put_back(store, held, file, copies[file.name])
-    whole = replace(settings, settle_seconds=0, manifest_required=False)  # nothing more is on its way
+    whole = replace(
+        settings, settle_seconds=0, arrival_seconds=0, manifest_required=False
+    )  # nothing more is on its way
     verdict = judge_stored(store, origin, Depth.STRUCTURE, whole).verdict
     codes = tuple(dict.fromkeys(finding.code for finding in verdict.findings))
     judged = entry.model_copy(update={"status": verdict.status, "codes": codes})

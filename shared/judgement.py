@@ -6,11 +6,12 @@ import time
 from collections.abc import Callable
 from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass, field
-from datetime import UTC, datetime, timedelta
+from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from shared import tags as verdict_tags
+from shared.arrival import settling, without_awaited
 from shared.deadline import UNLIMITED, Deadline, side_by_side
 from shared.delta import (
     DATABASE,
@@ -24,7 +25,6 @@ from shared.delta import (
     printable,
 )
 from shared.errors import CouldNotCheck, ObjectChanged, StorageError
-from shared.findings import Weight
 from shared.folder import FolderContent, check_count, check_size, checksum_of, list_folder, require_regular
 from shared.inspection import Content, Examination, examine
 from shared.manifest import MAX_MANIFEST_BYTES, Manifest, compare_checksums, compare_collections, compare_listing
@@ -36,11 +36,6 @@ if TYPE_CHECKING:  # a local check needs no boto3
     from shared.storage import Store
 
 _BELOW_SHOWN = 3
-
-
-def clock() -> datetime:
-    """The time by which a delta settles; that of the store is about the same."""
-    return datetime.now(UTC)
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,11 +101,12 @@ def judge_stored(
             return work.judgement()
         work.read_manifest(lambda length: read_head(store, location, work.listing.by_name[MANIFEST], length))
         check_count(work.listing)
-        awaited = _awaited(work.listing, work.manifest, settings, clock())
-        if awaited and await_arrival:
-            work.observed += awaited
-            work.settles_at = settling_ends(work.listing, settings) if awaited[0].code == "arrival.settling" else None
-            return work.judgement()
+        if await_arrival:
+            awaited, settles_at = settling(work.listing, work.manifest, settings, store.now())
+            if awaited:
+                work.observed += awaited
+                work.settles_at = settles_at
+                return work.judgement()
         if work.manifest is not None:
             most = settings.max_delta_bytes
             work.checksums = _stored_checksums(store, location, work.listing, work.manifest, most, deadline)
@@ -129,10 +125,10 @@ def judge_stored(
             )
             with step("inspect"):
                 work.examine(content, settings.probe_timeout_seconds, step, deadline)
-        if awaited:
-            work.observed = _excused(work.observed, awaited)
     except CouldNotCheck as fault:
         work.observed.append(Finding(fault.code, "", fault.detail))
+    found = without_awaited(store, location, work.listing, work.manifest, work.observed, settings)
+    work.observed, work.settles_at = found
     return work.judgement()
 
 
@@ -284,42 +280,6 @@ def _tagged_healthy(store: Store, location: DeltaLocation, listing: Listing, dep
     except StorageError:
         return False  # a store without tags, or no right to read them: the check itself will answer
     return known is not None and known.includes(depth)
-
-
-def settling_ends(listing: Listing, settings: Settings) -> datetime | None:
-    """When a delta counts as whole if nothing more arrives; None for an empty listing."""
-    return listing.newest and listing.newest + timedelta(seconds=settings.settle_seconds)
-
-
-def _awaited(listing: Listing, manifest: Manifest | None, settings: Settings, now: datetime) -> list[Finding]:
-    """Why more files may still arrive; empty when the delta is all there.
-
-    With a manifest a delta is whole once everything listed is there and nothing is newer than the manifest (an upload
-    over an older delta writes its manifest last, too). Otherwise it is whole once nothing arrived for the settle time.
-    """
-    if settings.manifest_required and manifest is None:
-        return [Finding("arrival.manifest_awaited", MANIFEST, "not there, and DELTAGUARD_MANIFEST is required")]
-    newest, settled_at = listing.newest, settling_ends(listing, settings)
-    if newest is None or settled_at is None or now >= settled_at:
-        return []
-    if manifest is not None:
-        missing = [file.name for file in manifest.files if file.name not in listing.by_name]
-        if not missing and newest <= listing.by_name[MANIFEST].modified:
-            return []
-    age = (now - newest).total_seconds()
-    detail = f"the last file arrived {age:.0f} s ago, a delta settles for {settings.settle_seconds:g} s"
-    return [Finding("arrival.settling", "", detail)]
-
-
-def _excused(observed: list[Finding], awaited: list[Finding]) -> list[Finding]:
-    """The findings without those that a file still to come would cure, if there were any, and why."""
-    kept = [finding for finding in observed if finding.weight is not Weight.PENDING]
-    if len(kept) == len(observed):
-        return observed
-    if status_of(kept) is not Status.CORRUPT:  # what has not arrived is not lost
-        kept = [finding for finding in kept if finding.code != "records.recoverable"]
-    pending = [f for f in observed if f.weight is Weight.PENDING]
-    return kept + [Finding("arrival.file_awaited", f.file, f"{f.code}: {f.detail}") for f in pending] + awaited
 
 
 def _stored_checksums(

@@ -11,7 +11,7 @@ import uuid
 from dataclasses import dataclass
 
 from shared.delta import DeltaLocation
-from shared.judgement import Judgement, clock
+from shared.judgement import Judgement
 from shared.quarantine import is_quarantined, quarantine
 from shared.settings import Act, Settings
 from shared.storage import Store
@@ -67,6 +67,6 @@ def remove(
 def _moves_of_this_minute(store: Store, location: DeltaLocation, settings: Settings) -> int:
     """Counts one more move, and returns how many there are; two at the same time both count the other."""
     bucket, prefix = settings.quarantine_of(location.bucket)
-    minute = f"{prefix}{MOVES}/{clock():%Y-%m-%dT%H:%M}/"
+    minute = f"{prefix}{MOVES}/{store.now():%Y-%m-%dT%H:%M}/"
     store.put(bucket, minute + uuid.uuid4().hex, b"", only_if_absent=True)
     return sum(1 for _ in store.walk(bucket, minute))

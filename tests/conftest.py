@@ -140,7 +140,7 @@ def put_delta(bucket: str) -> PutDelta:
 @pytest.fixture
 def settled() -> Settings:
     """Settings under which a delta without a manifest counts as whole at once."""
-    return Settings(settle_seconds=0)
+    return Settings(settle_seconds=0, arrival_seconds=0)
 
 
 @pytest.fixture(scope="session")

@@ -29,7 +29,7 @@ from shared.upload import upload_delta
 from shared.verdict import Depth
 
 ROOT = Path(__file__).parent.parent
-SETTINGS = Settings(settle_seconds=0)
+SETTINGS = Settings(settle_seconds=0, arrival_seconds=0)
 Moment = Literal["before", "after"]
 _HOOKS = {"before": "before-send.s3", "after": "response-received.s3"}
 

@@ -11,8 +11,8 @@ from typing import Any
 
 from shared.deadline import UNLIMITED, Deadline, side_by_side
 from shared.delta import DeltaLocation
-from shared.errors import CouldNotCheck, DeltaguardError
-from shared.judgement import clock, judge_stored, known_answer
+from shared.errors import CouldNotCheck, DeltaguardError, StorageError
+from shared.judgement import Judgement, judge_stored, known_answer
 from shared.messaging import Messaging, current_messaging
 from shared.quarantine import is_quarantined
 from shared.scratch import sweep_scratch
@@ -20,7 +20,7 @@ from shared.settings import Settings
 from shared.storage import Store, current_store
 from shared.telemetry import logger, traced
 from validator.events import Message, read_event
-from validator.redelivery import put_off, seconds_until
+from validator.redelivery import next_look, put_off, seconds_until
 from validator.response import respond
 
 _RESERVE_SECONDS = 10.0
@@ -31,9 +31,25 @@ _AT_ONCE = datetime.min.replace(tzinfo=UTC)
 
 @dataclass(frozen=True, slots=True)
 class _Again:
-    """A delta must be looked at again: at this moment, or after a pause."""
+    """A delta must be looked at again.
+
+    Args:
+        at: At this moment, by the store's clock; None: after a pause.
+        newest: When its newest file arrived, where another one is awaited: then it is looked at earlier, too.
+    """
 
     at: datetime | None = None
+    newest: datetime | None = None
+
+    @classmethod
+    def after(cls, judgement: Judgement) -> _Again:
+        awaited = any(finding.code == "arrival.file_awaited" for finding in judgement.verdict.observed)
+        return cls(judgement.settles_at, judgement.listing.newest if awaited else None)
+
+    def moment(self, receives: int, now: datetime, chance: float) -> datetime | None:
+        if self.at is None or self.newest is None:
+            return self.at
+        return next_look(self.newest, self.at, receives, now, chance)
 
 
 def handler(event: object, context: Any) -> dict[str, list[dict[str, str]]]:
@@ -75,7 +91,7 @@ def handler(event: object, context: Any) -> dict[str, list[dict[str, str]]]:
         names = ", ".join(location.uri for location in unsettled)
         raise CouldNotCheck("check.storage", f"not settled, to be delivered again: {names}")
     for message in failed:
-        _return(messaging, message, unsettled)
+        _return(messaging, message, unsettled, _time_of(store))
     return {"batchItemFailures": [{"itemIdentifier": str(message.id)} for message in failed]}
 
 
@@ -139,17 +155,27 @@ def _settle(
     except Exception:  # noqa: BLE001 -- a bug met by one delta must not hold up the others of its batch
         logger.exception("Delta not finished: a bug", extra={"delta": location.uri})
         return _Again()
-    return None if done else _Again(judgement.settles_at)
+    return None if done else _Again.after(judgement)
 
 
-def _return(messaging: Messaging, message: Message, unsettled: dict[DeltaLocation, _Again]) -> None:
+def _return(messaging: Messaging, message: Message, unsettled: dict[DeltaLocation, _Again], now: datetime) -> None:
     """Says why a message comes back, and when. One that cannot be read may go to the dead-letter queue soon."""
     if message.problem:
         logger.error("Message cannot be read", extra={"reason": message.problem})
     elif message.receipt is not None:
-        moments = [unsettled[location].at for location in message.deltas if location in unsettled]
+        receives = message.receipt.receives
         chance = random.random()  # noqa: S311 -- nobody gains from guessing it
-        put_off(messaging, message.receipt, seconds_until(moments, message.receipt.receives, clock(), chance))
+        again = [unsettled[location] for location in message.deltas if location in unsettled]
+        moments = [each.moment(receives, now, chance) for each in again]
+        put_off(messaging, message.receipt, seconds_until(moments, receives, now, chance))
+
+
+def _time_of(store: Store) -> datetime:
+    """The store's time. Where it has told none, no delta can have been given a moment by it either."""
+    try:
+        return store.now()
+    except StorageError:
+        return _AT_ONCE
 
 
 def _deadline(context: Any) -> Deadline:

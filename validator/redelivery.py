@@ -2,13 +2,14 @@
 
 A queue gives a message up to its dead-letter queue after `maxReceiveCount` receives, whatever they were for. So a delta
 that is still arriving comes back when it has settled, and one that could not be checked after a pause that doubles.
+One that lacks a file is looked at before its arrival time is over, too: S3 tells of databases and manifests only.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from datetime import datetime
+from datetime import datetime, timedelta
 
 from shared.errors import MessagingError
 from shared.messaging import MOST_HIDDEN_SECONDS, Messaging
@@ -48,6 +49,22 @@ def seconds_until(moments: Iterable[datetime | None], receives: int, now: dateti
     pause = pause_after(receives, chance)
     soonest = min((pause if moment is None else (moment - now).total_seconds() for moment in moments), default=pause)
     return max(1, min(math.ceil(soonest), MOST_HIDDEN_SECONDS - _MARGIN_SECONDS))
+
+
+def next_look(newest: datetime, over_at: datetime, receives: int, now: datetime, chance: float) -> datetime:
+    """When to look again at a delta that lacks a file: soon, then ever later, and for certain when its time is over.
+
+    An age that triples from look to look reaches hours within a few receives.
+
+    Args:
+        newest: When its newest file arrived.
+        over_at: When its arrival time is over.
+        receives: How often the message was received.
+        now: The present. All three are times of the store.
+        chance: See `pause_after`.
+    """
+    pause = timedelta(seconds=pause_after(receives, chance))
+    return min(over_at, now + max(pause, 2 * (now - newest)))
 
 
 def put_off(messaging: Messaging, receipt: Receipt, seconds: int) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Mapping
 from typing import Any
@@ -9,7 +10,6 @@ from typing import Any
 from pydantic import ValidationError
 
 from shared.errors import CouldNotCheck, MessagingError, TargetError
-from shared.judgement import clock
 from shared.messaging import Messaging, current_messaging
 from shared.notices import ResubmitRequest
 from shared.resubmit import resubmit
@@ -17,7 +17,7 @@ from shared.settings import Settings
 from shared.storage import Store, current_store
 from shared.telemetry import logger, traced
 from validator.events import EventError, Receipt, receipt_of
-from validator.redelivery import put_off, seconds_until
+from validator.redelivery import pause_after, put_off
 
 
 def handler(event: object, context: Any) -> dict[str, list[dict[str, str]]]:  # noqa: ARG001 -- Lambda gives both
@@ -55,6 +55,6 @@ def _carried_out(store: Store, messaging: Messaging, record: Any, receipt: Recei
     except (CouldNotCheck, MessagingError) as error:
         logger.error("Batch not resubmitted, it will be", extra={"message_id": receipt.id, "reason": str(error)})
         chance = random.random()  # noqa: S311 -- nobody gains from guessing it
-        put_off(messaging, receipt, seconds_until([], receipt.receives, clock(), chance))
+        put_off(messaging, receipt, math.ceil(pause_after(receipt.receives, chance)))
         return False
     return True

@@ -50,6 +50,7 @@ print(json.dumps([read(folder) for folder in sys.argv[1:]]))
 def environment(bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CHROMADB_BUCKET", bucket)
     monkeypatch.setenv("DELTAGUARD_SETTLE_SECONDS", "0")
+    monkeypatch.setenv("DELTAGUARD_ARRIVAL_SECONDS", "0")
     stamina.set_testing(True, attempts=3, cap=True)
 
 

@@ -43,7 +43,13 @@ def sent(
     aws: str, healthy_delta: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> set[Metric]:
     """Every metric that the functions send in a run in which all happens: healthy, corrupt, undetermined, refused."""
-    settings = {"STAGE": STAGE, "DEPTH": "structure", "SETTLE_SECONDS": "0", "MAX_RESUBMISSIONS": "1"}
+    settings = {
+        "STAGE": STAGE,
+        "DEPTH": "structure",
+        "SETTLE_SECONDS": "0",
+        "ARRIVAL_SECONDS": "0",
+        "MAX_RESUBMISSIONS": "1",
+    }
     for name, value in (addresses(aws) | {f"DELTAGUARD_{name}": value for name, value in settings.items()}).items():
         monkeypatch.setenv(name, value)
     stack = LocalStack(aws, "deltas")

@@ -140,7 +140,13 @@ def _rights_in_s3(operation: str, parameters: dict[str, Any]) -> Iterator[tuple[
 
 @pytest.fixture
 def stack(aws: str, monkeypatch: pytest.MonkeyPatch) -> LocalStack:
-    settings = {"DEPTH": "structure", "SETTLE_SECONDS": "0", "QUARANTINE_BUCKET": "held", "MAX_RESUBMISSIONS": "1"}
+    settings = {
+        "DEPTH": "structure",
+        "SETTLE_SECONDS": "0",
+        "ARRIVAL_SECONDS": "0",
+        "QUARANTINE_BUCKET": "held",
+        "MAX_RESUBMISSIONS": "1",
+    }
     for name, value in (addresses(aws) | {f"DELTAGUARD_{name}": value for name, value in settings.items()}).items():
         monkeypatch.setenv(name, value)
     monkeypatch.setenv("CHROMADB_BUCKET", "deltas")

@@ -57,7 +57,9 @@ def test_the_index_of_a_queued_delta_is_a_skeleton(healthy_delta: Path) -> None:
 
 def test_a_delta_in_s3_is_the_same_as_on_disk(flushed_delta: Path, put_delta: PutDelta, store: Store) -> None:
     local = apart(flushed_delta)
-    stored = take_apart(put_delta(flushed_delta, "d/1"), Depth.STRUCTURE, Settings(settle_seconds=0), store)
+    stored = take_apart(
+        put_delta(flushed_delta, "d/1"), Depth.STRUCTURE, Settings(settle_seconds=0, arrival_seconds=0), store
+    )
     assert (stored.pages, stored.indexes, stored.collections) == (local.pages, local.indexes, local.collections)
 
 
@@ -101,7 +103,7 @@ def test_without_a_database_the_index_is_still_there(broken: Broken) -> None:
 def test_a_database_above_the_cap_is_not_drawn_and_the_verdict_says_so(
     flushed_delta: Path, put_delta: PutDelta, store: Store
 ) -> None:
-    small = Settings(settle_seconds=0, max_delta_bytes=1000)
+    small = Settings(settle_seconds=0, arrival_seconds=0, max_delta_bytes=1000)
     anatomy = take_apart(put_delta(flushed_delta, "d/1"), Depth.LISTING, small, store)
     assert anatomy.pages == "it could not be read"
     assert [finding.code for finding in anatomy.verdict.findings] == ["check.size_cap"]
@@ -110,7 +112,7 @@ def test_a_database_above_the_cap_is_not_drawn_and_the_verdict_says_so(
 def test_a_store_that_fails_is_undetermined(flushed_delta: Path, put_delta: PutDelta, fast_retries: None) -> None:
     location = put_delta(flushed_delta, "d/1")
     failing = faults.answering("SlowDown", 503, lambda request: DATABASE in request.url)
-    anatomy = take_apart(location, Depth.LISTING, Settings(settle_seconds=0), failing)
+    anatomy = take_apart(location, Depth.LISTING, Settings(settle_seconds=0, arrival_seconds=0), failing)
     assert anatomy.verdict.status is Status.UNDETERMINED
 
 

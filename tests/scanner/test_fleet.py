@@ -31,6 +31,7 @@ from tests.states import Functions, made_machine, running_functions
 @pytest.fixture
 def functions(aws: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Functions]:
     monkeypatch.setenv("DELTAGUARD_SETTLE_SECONDS", "0")
+    monkeypatch.setenv("DELTAGUARD_ARRIVAL_SECONDS", "0")
     monkeypatch.setenv("DELTAGUARD_QUARANTINE_BUCKET", "held")
     boto3.client("s3").create_bucket(Bucket="held")
     with running_functions(aws, monkeypatch) as functions:

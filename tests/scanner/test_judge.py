@@ -38,7 +38,7 @@ def test_a_folder_that_is_gone_is_undetermined(tmp_path: Path) -> None:
 
 
 def test_both_kinds_get_the_verdict_of_their_bytes(healthy_delta: Path, put_delta) -> None:
-    judge = Judge(Depth.STRUCTURE, Settings(settle_seconds=0))
+    judge = Judge(Depth.STRUCTURE, Settings(settle_seconds=0, arrival_seconds=0))
     stored, local = judge(put_delta(healthy_delta, "deltas/x")), judge(healthy_delta)
     assert stored.status is local.status is Status.HEALTHY
     assert stored.collections == local.collections
@@ -63,7 +63,7 @@ def test_a_found_delta_is_listed_without_a_request_and_its_header_is_two_reads(
     requests: list[Any] = []
     store = faults.doing(requests.append)
     monkeypatch.setattr("shared.storage.current_store", lambda: store)
-    judge = Judge(depth, Settings(settle_seconds=0), trust_tags=True)
+    judge = Judge(depth, Settings(settle_seconds=0, arrival_seconds=0), trust_tags=True)
     assert judge(found).status is Status.HEALTHY
     assert kinds_of(requests, location) == ([] if depth is Depth.LISTING else [DATABASE, "header.bin"])
 
@@ -77,6 +77,6 @@ def test_a_manifest_is_one_more_read_and_proves_the_index_by_what_the_store_keep
     requests: list[Any] = []
     store = faults.doing(requests.append)
     monkeypatch.setattr("shared.storage.current_store", lambda: store)
-    assert Judge(depth, Settings(settle_seconds=0))(found).status is Status.HEALTHY
+    assert Judge(depth, Settings(settle_seconds=0, arrival_seconds=0))(found).status is Status.HEALTHY
     read = [kind for kind in kinds_of(requests, found.location) if kind != "HEAD"]
     assert read == ([MANIFEST] if depth is Depth.LISTING else [MANIFEST, DATABASE])

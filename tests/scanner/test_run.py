@@ -253,7 +253,7 @@ class TestTags:
     def tagged(self, put_delta: PutDelta, broken: Path, store: Store) -> DeltaLocation:
         """A corrupt delta with a tag that says it is healthy: who believes it shows."""
         location = put_delta(broken, "words/tagged")
-        verdict = judge_stored(store, location, Depth.LISTING, Settings(settle_seconds=0)).verdict
+        verdict = judge_stored(store, location, Depth.LISTING, Settings(settle_seconds=0, arrival_seconds=0)).verdict
         healthy = type(verdict)(verdict.delta, Depth.OPEN, (), fingerprint=verdict.fingerprint)
         store.set_tags(location.bucket, location.key(DATABASE), with_verdict({}, healthy, datetime.now(UTC)))
         return location
@@ -299,6 +299,7 @@ class TestQuarantine:
     def mixed(self, put_delta: PutDelta, healthy_delta: Path, broken: Path, monkeypatch: pytest.MonkeyPatch) -> str:
         """A healthy and a corrupt delta that both have settled."""
         monkeypatch.setenv("DELTAGUARD_SETTLE_SECONDS", "0")
+        monkeypatch.setenv("DELTAGUARD_ARRIVAL_SECONDS", "0")
         put_delta(healthy_delta, "words/good")
         return put_delta(broken, "words/bad").bucket
 

@@ -55,7 +55,7 @@ def all_held(store: Store, prefix: str = "", bucket: str = "deltas", settings: S
     def fail(error: StorageError) -> None:
         raise error
 
-    return held_below(store, bucket, prefix, settings or Settings(settle_seconds=0), fail)
+    return held_below(store, bucket, prefix, settings or Settings(settle_seconds=0, arrival_seconds=0), fail)
 
 
 @pytest.fixture
@@ -303,7 +303,7 @@ def _writes(key: str) -> Callable[[Any], bool]:
 class TestPurge:
     def test_nothing_is_left_and_others_are_not_touched(self, store: Store, hold: Hold) -> None:
         held, other = hold("words/delta/1"), hold("words/delta/10")
-        restore(store, held, Settings(settle_seconds=0))
+        restore(store, held, Settings(settle_seconds=0, arrival_seconds=0))
         (held,) = all_held(store, "words/delta/1/")
         purge(store, held)
         assert objects(held.place.prefix) == {}
@@ -348,7 +348,9 @@ class TestPurge:
     def test_versions_go_with_it(self, store: Store, bucket: str, hold: Hold) -> None:
         s3().put_bucket_versioning(Bucket=bucket, VersioningConfiguration={"Status": "Enabled"})
         held = hold(KEY)
-        restore(store, held, Settings(settle_seconds=0))  # writes its history twice: there are two versions
+        restore(
+            store, held, Settings(settle_seconds=0, arrival_seconds=0)
+        )  # writes its history twice: there are two versions
         purge(store, all_held(store)[0])
         left = s3().list_object_versions(Bucket=bucket, Prefix=held.place.prefix)
         assert not left.get("Versions") and not left.get("DeleteMarkers")
@@ -356,7 +358,7 @@ class TestPurge:
     @pytest.mark.usefixtures("bucket")
     def test_a_retention_that_still_holds_refuses_before_anything_is_lost(self, store: Store) -> None:
         s3().create_bucket(Bucket="locked-deltas", ObjectLockEnabledForBucket=True)
-        settings = Settings(quarantine_bucket="locked-deltas", settle_seconds=0)
+        settings = Settings(quarantine_bucket="locked-deltas", settle_seconds=0, arrival_seconds=0)
         location = DeltaLocation("deltas", "words/delta/kept/")
         s3().put_object(Bucket="deltas", Key=location.key(DATABASE), Body=b"broken")
         s3().put_object(Bucket="deltas", Key=location.key(BESIDE), Body=b"of somebody")

@@ -181,7 +181,7 @@ def test_a_delta_without_its_manifest_is_awaited_where_manifests_are_required(
     store: Store, flushed_delta: Path, put_delta: PutDelta
 ) -> None:
     location = put_delta(flushed_delta, KEY)
-    required = Settings(settle_seconds=0, manifest_required=True)
+    required = Settings(settle_seconds=0, arrival_seconds=0, manifest_required=True)
     verdict = judge_stored(store, location, Depth.STRUCTURE, required, await_arrival=True).verdict
     assert (verdict.status, codes(verdict)) == (Status.INCOMPLETE, ["arrival.manifest_awaited"])
 
@@ -248,7 +248,7 @@ def test_a_delta_overwritten_while_it_is_read_is_undetermined(
 def test_a_delta_above_the_cap_is_not_downloaded(flushed_delta: Path, put_delta: PutDelta) -> None:
     location = put_delta(flushed_delta, KEY)
     reads: list[str] = []
-    settings = Settings(settle_seconds=0, max_delta_bytes=10_000)
+    settings = Settings(settle_seconds=0, arrival_seconds=0, max_delta_bytes=10_000)
     store = faults.doing(
         lambda request: reads.append(request.url) if b"Range" not in str(request.headers).encode() else None
     )
@@ -358,7 +358,7 @@ def test_a_settling_delta_says_when_it_will_have_settled(
     for settings, moment in (
         (Settings(settle_seconds=500), newest + timedelta(seconds=500)),
         (Settings(settle_seconds=500, manifest_required=True), None),
-        (Settings(settle_seconds=0, manifest_required=True), None),
+        (Settings(settle_seconds=0, arrival_seconds=0, manifest_required=True), None),
     ):
         judgement = judge_stored(store, location, Depth.LISTING, settings, await_arrival=True)
         assert judgement.verdict.status is Status.INCOMPLETE

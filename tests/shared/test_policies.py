@@ -32,7 +32,7 @@ SCOPE = Scope("deltas", ("words/delta/",))
 VALIDATOR, PRODUCER, COMPACTION, OPERATOR = (
     f"arn:aws:iam::123456789012:role/{name}" for name in ("validator", "producer", "compaction", "operator")
 )
-SETTLED = Settings(settle_seconds=0)
+SETTLED = Settings(settle_seconds=0, arrival_seconds=0)
 Need = tuple[str, str]
 
 
@@ -173,6 +173,8 @@ def test_the_validator(
     from validator.handler import handler
 
     monkeypatch.setenv("DELTAGUARD_SETTLE_SECONDS", "0")
+
+    monkeypatch.setenv("DELTAGUARD_ARRIVAL_SECONDS", "0")
     monkeypatch.setenv("DELTAGUARD_DEPTH", "structure")
     monkeypatch.setattr("validator.handler.current_store", recorder.store)
     locations = [put_delta(healthy_delta, "words/delta/sound"), corrupt(put_delta, tmp_path, "broken")]

@@ -104,7 +104,9 @@ def test_the_record_names_batch_and_attempt_of_the_manifest(
 
 def test_a_bucket_of_its_own_can_hold_the_quarantine(store: Store, broken: DeltaLocation) -> None:
     s3().create_bucket(Bucket="held-deltas")
-    settings = Settings(quarantine_bucket="held-deltas", quarantine_prefix="corrupt", settle_seconds=0)
+    settings = Settings(
+        quarantine_bucket="held-deltas", quarantine_prefix="corrupt", settle_seconds=0, arrival_seconds=0
+    )
     done = quarantine(store, broken, judged(store, broken, settings), settings)
     assert (done.place.bucket, done.place.prefix.split("/")[0]) == ("held-deltas", "corrupt")
     assert RECORD in objects("held-deltas", done.place.prefix)
@@ -116,7 +118,7 @@ def test_two_buckets_that_share_a_quarantine_are_not_mixed_up(
     client = s3()
     for name in ("held-deltas", "other-deltas"):
         client.create_bucket(Bucket=name)
-    settings = Settings(quarantine_bucket="held-deltas", settle_seconds=0)
+    settings = Settings(quarantine_bucket="held-deltas", settle_seconds=0, arrival_seconds=0)
     twin = DeltaLocation("other-deltas", broken.prefix)
     for file in store.list_delta(broken).files:
         client.copy({"Bucket": broken.bucket, "Key": broken.key(file.name)}, twin.bucket, twin.key(file.name))
@@ -419,7 +421,7 @@ class TestVersions:
             # It asks of a copy, which has no body, what S3 asks of uploads only.
             request.headers.setdefault("x-amz-sdk-checksum-algorithm", "CRC64NVME")
 
-        settings = Settings(quarantine_bucket="locked-deltas", settle_seconds=0)
+        settings = Settings(quarantine_bucket="locked-deltas", settle_seconds=0, arrival_seconds=0)
         before = objects(versioned.bucket, versioned.prefix)
         judgement = judged(store, versioned, settings)
         locking = faults.doing(lambda r: as_moto_wants(r) if r.method == "PUT" else None)

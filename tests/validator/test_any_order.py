@@ -208,6 +208,7 @@ def test_the_end_is_the_same_and_right(
     stack: LocalStack, through: Through, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("DELTAGUARD_SETTLE_SECONDS", str(_SETTLE_SECONDS))
+    monkeypatch.setenv("DELTAGUARD_ARRIVAL_SECONDS", "0")
     monkeypatch.setenv("DELTAGUARD_DEPTH", "structure")
     folder = next(sample for sample in SAMPLES if sample.name == "1.5.9-queued").unpack(tmp_path)
     AnyOrder.files, AnyOrder.manifests = {"healthy": files_of(folder)}, {}
@@ -223,8 +224,7 @@ def test_the_end_is_the_same_and_right(
     apply_damage("queue-row-deleted", short)
     AnyOrder.files["corrupt"] = files_of(short)
     AnyOrder.through, AnyOrder.stack = staticmethod(through), stack
-    for name in ("shared.judgement.clock", "validator.handler.clock"):
-        monkeypatch.setattr(name, AnyOrder.clock)
+    monkeypatch.setattr("shared.storage.Store.now", lambda _: AnyOrder.clock())
     run_state_machine_as_test(
         AnyOrder,
         settings=settings(

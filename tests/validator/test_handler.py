@@ -29,6 +29,7 @@ NOTHING_FAILED = {"batchItemFailures": []}
 @pytest.fixture(autouse=True)
 def settings(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DELTAGUARD_SETTLE_SECONDS", "0")
+    monkeypatch.setenv("DELTAGUARD_ARRIVAL_SECONDS", "0")
     monkeypatch.setenv("DELTAGUARD_DEPTH", "structure")
 
 

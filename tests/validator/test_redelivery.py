@@ -6,6 +6,7 @@ import json
 import math
 import time
 from datetime import UTC, datetime, timedelta
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from tests.uploads import files_of, in_queue, put, s3_event, stored
 from tests.validator.conftest import Through
 from validator import redelivery
 from validator.handler import handler
-from validator.redelivery import pause_after, seconds_until
+from validator.redelivery import next_look, pause_after, seconds_until
 
 KEY = "words/delta/one"
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
@@ -87,8 +88,7 @@ def test_the_rest_of_the_settle_time_is_rounded_up(
     monkeypatch.setenv("DELTAGUARD_SETTLE_SECONDS", "3600")
     put("deltas", KEY, files_of(healthy_delta))
     newest = max(o["LastModified"] for o in boto3.client("s3").list_objects_v2(Bucket="deltas")["Contents"])
-    for name in ("shared.judgement.clock", "validator.handler.clock"):
-        monkeypatch.setattr(name, lambda: newest + timedelta(seconds=1000.25))
+    monkeypatch.setattr("shared.storage.Store.now", lambda _: newest + timedelta(seconds=1000.25))
     for number in (1, 9):
         handler(in_queue(ONE, receives=number), InvocationContext())
         hidden = [line for line in capsys.readouterr().out.splitlines() if "put off" in line]
@@ -140,6 +140,7 @@ def test_what_can_never_be_checked_ends_in_the_dead_letter_queue_untouched(
     stack: LocalStack, healthy_delta: Path, through: Through, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("DELTAGUARD_SETTLE_SECONDS", "0")
+    monkeypatch.setenv("DELTAGUARD_ARRIVAL_SECONDS", "0")
     monkeypatch.setattr(redelivery, "FIRST_PAUSE_SECONDS", 0.0)
     put("deltas", KEY, files_of(healthy_delta))
     before = stored("deltas")
@@ -149,3 +150,34 @@ def test_what_can_never_be_checked_ends_in_the_dead_letter_queue_untouched(
         stack.deliver(handler)
     assert stack.waiting(DELTAS) == (0, 1)
     assert stored("deltas") == before
+
+
+@given(st.floats(1, 3600), st.floats(3600, 40_000), chances)
+def test_a_delta_that_lacks_a_file_is_looked_at_early_and_once_its_time_is_over_before_the_queue_gives_up(
+    age: float, arrival: float, chance: float
+) -> None:
+    """S3 tells of no index file, so nothing but a look finds that one came. The queue allows ten receives."""
+    over_at, now, looks = NOW + timedelta(seconds=arrival), NOW + timedelta(seconds=age), [age]
+    while now < over_at:
+        moment = next_look(NOW, over_at, len(looks), now, chance)
+        assert now < moment <= over_at
+        now = moment
+        looks.append((now - NOW).total_seconds())
+    assert len(looks) <= 10
+    assert all(later <= max(3 * age, age + redelivery.FIRST_PAUSE_SECONDS * 2**9) for age, later in pairwise(looks))
+
+
+def test_a_delta_that_lacks_a_file_comes_back_before_its_arrival_time_is_over(
+    stack: LocalStack, healthy_delta: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("DELTAGUARD_DEPTH", "structure")
+    files = files_of(healthy_delta)
+    put("deltas", KEY, {name: data for name, data in files.items() if name != DATABASE})
+    newest = max(o["LastModified"] for o in boto3.client("s3").list_objects_v2(Bucket="deltas")["Contents"])
+    for age, least, most in ((100, 200, 200), (5000, 10_000, 10_000), (21_000, 600, 600)):
+        with monkeypatch.context() as later:
+            later.setattr("shared.storage.Store.now", lambda _, age=age: newest + timedelta(seconds=age))
+            handler(in_queue(ONE), InvocationContext())
+        lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+        (seconds,) = (line["seconds"] for line in lines if str(line.get("message")).startswith("Message"))
+        assert least <= seconds <= most + 1

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import os
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,7 @@ EVENT = in_queue(s3_event("deltas", f"{KEY}/{DATABASE}"))
 @pytest.fixture(autouse=True)
 def environment(stack: LocalStack, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DELTAGUARD_SETTLE_SECONDS", "0")
+    monkeypatch.setenv("DELTAGUARD_ARRIVAL_SECONDS", "0")
     monkeypatch.setenv("DELTAGUARD_DEPTH", "structure")
 
 
@@ -249,7 +250,8 @@ def test_a_flood_of_corrupt_deltas_is_told_of_and_no_longer_moved(
     stack: LocalStack, broken: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("DELTAGUARD_MAX_QUARANTINES_PER_MINUTE", "2")
-    monkeypatch.setattr("shared.removal.clock", lambda: datetime(2026, 1, 1, tzinfo=UTC))  # one minute, however slow
+    frozen = datetime.now(UTC) + timedelta(minutes=1)  # one minute, however slow this machine is
+    monkeypatch.setattr(Store, "now", lambda _: frozen)
     names = [f"words/delta/{number}" for number in range(4)]
     for name in names:
         put("deltas", name, broken)
@@ -257,6 +259,6 @@ def test_a_flood_of_corrupt_deltas_is_told_of_and_no_longer_moved(
     assert [bool(stored("deltas", f"{name}/")) for name in names] == [False, False, True, True]
     kinds = [event["detail-type"] for event in stack.taken(NOTICES)]
     assert sorted(kinds) == ["Delta Corrupt"] * 2 + ["Delta Quarantined"] * 2
-    monkeypatch.setattr("shared.removal.clock", lambda: datetime(2026, 1, 1, 0, 1, tzinfo=UTC))
+    monkeypatch.setattr(Store, "now", lambda _: frozen + timedelta(minutes=1))
     assert run(in_queue(s3_event("deltas", f"{names[2]}/{DATABASE}"))) == NOTHING_FAILED
     assert stored("deltas", f"{names[2]}/") == {}, "the next minute allows for more"

@@ -34,6 +34,7 @@ REQUEST = ResubmitRequest(
 @pytest.fixture(autouse=True)
 def environment(stack: LocalStack, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DELTAGUARD_SETTLE_SECONDS", "0")
+    monkeypatch.setenv("DELTAGUARD_ARRIVAL_SECONDS", "0")
     monkeypatch.setenv("DELTAGUARD_DEPTH", "structure")
 
 

@@ -35,6 +35,7 @@ def traced(location: DeltaLocation, depth: str) -> list[dict[str, Any]]:
         **os.environ,
         "DELTAGUARD_DEPTH": depth,
         "DELTAGUARD_SETTLE_SECONDS": "0",
+        "DELTAGUARD_ARRIVAL_SECONDS": "0",
         "LAMBDA_TASK_ROOT": "/var/task",
         "_X_AMZN_TRACE_ID": "Root=1-5759e988-bd862e3fe1be46a994272793;Parent=53995c3f42cd8ad8;Sampled=1",
         "AWS_XRAY_DAEMON_ADDRESS": f"127.0.0.1:{daemon.getsockname()[1]}",
