@@ -22,6 +22,10 @@ class MergeFailed(DeltaguardError):
         self.reason = reason
 
 
+class MergeOvertaken(MergeFailed):
+    """Another attempt at the same merge is at work, or was faster: run it again, and it finds the other's result."""
+
+
 @contextmanager
 def failing_as(place: str) -> Iterator[None]:
     """Turns whatever goes wrong in the block into a `MergeFailed` about this place.

@@ -2,27 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from compaction.checkout import Checkout
-from compaction.failure import MergeFailed, failing_as
-from compaction.receipt import Receipt, SourceRecord, read_receipt, write_receipt
+from compaction.failure import MergeOvertaken, failing_as
+from compaction.guard import GuardedStore
+from compaction.receipt import Claim, Found, Receipt, SourceRecord, read_receipt
 from compaction.settlement import SettledCollection, Settlement
 from compaction.target import CollectionPlan, opened_target
 from scanner.gate import ChunkRejected, precheck
 from shared.chunk import Chunk, ChunkDelta
 from shared.delta import MANIFEST, DeltaLocation
-from shared.errors import ObjectChanged
+from shared.errors import ObjectChanged, TargetError
 from shared.inspection.contents import opened_delta
 from shared.scratch import scratch_folder
 from shared.settings import Settings
 from shared.storage import Store
 from shared.telemetry import count, logger, traced
-from shared.upload import upload_delta
+from shared.upload import place_delta
 from shared.verdict import Verdict
 
 COMPONENT = "compaction"
@@ -85,26 +86,41 @@ class Merged:
     embeddings: int
 
 
-def merge(store: Store, plan: Plan, destination: DeltaLocation, settings: Settings) -> Merged:
+def merge(
+    store: Store,
+    plan: Plan,
+    destination: DeltaLocation,
+    settings: Settings,
+    *,
+    earlier: Sequence[DeltaLocation] = (),
+    check: Callable[[], None] = lambda: None,
+) -> Merged:
     """Merges deltas into one, which is at `destination` afterwards, or else nothing is that looks finished.
 
     A merge that finished earlier is recognized by its receipt and not done again. The rest of one that did not finish,
-    or what was made of other deltas, is replaced once the new one is complete on this disk.
+    or what was made of other deltas, is replaced once the new one is complete on this disk. Of several attempts at the
+    same time, one finishes, and the others fail or find its result.
 
     Args:
         store: Where everything lies.
         plan: What to merge.
         destination: Where to.
         settings: Caps and time limits.
+        earlier: Other places where the same merge may have been finished.
+        check: Called before each write; it raises when nothing may be written any more.
+
+    Returns:
+        Where it lies: at `destination`, or at one of `earlier`.
 
     Raises:
         ChunkRejected: Not every delta is healthy; nothing was read of the others' content.
         MergeFailed: A delta could not be merged.
+        MergeOvertaken: Another attempt at the same writes there, too, or was faster.
         UploadFailed, StorageError, CouldNotCheck: What was merged did not arrive.
     """
     try:
         with traced("merge", batch_id=plan.batch_id), scratch_folder() as scratch:
-            return _merge(store, plan, destination, settings, scratch)
+            return _merge(store, plan, (destination, *earlier), settings, scratch, check)
     except ChunkRejected:
         raise  # the gate has counted it, and told
     except BaseException as error:
@@ -115,29 +131,52 @@ def merge(store: Store, plan: Plan, destination: DeltaLocation, settings: Settin
         raise
 
 
-def _merge(store: Store, plan: Plan, destination: DeltaLocation, settings: Settings, scratch: Path) -> Merged:
+def _merge(
+    store: Store,
+    plan: Plan,
+    places: Sequence[DeltaLocation],
+    settings: Settings,
+    scratch: Path,
+    check: Callable[[], None],
+) -> Merged:
+    destination = places[0]
     checkout = Checkout(store, scratch / "deltas")
     with traced("gate"):
         verdicts = precheck(destination.bucket, plan.chunk, store=checkout, settings=settings)
     receipt = _receipt(plan, verdicts)
-    earlier = _finished(store, destination, receipt)
-    if earlier is not None:
-        logger.info("Merged already, nothing to do", extra={"destination": destination.uri})
-        return earlier
+    for place in places:
+        finished = _finished(store, place, read_receipt(store, place), receipt)
+        if finished is not None:
+            logger.info("Merged already, nothing to do", extra={"destination": place.uri})
+            return finished
     folders = _checked_out(checkout, plan.sources, verdicts)
     collections = _settled(plan, folders)
     directory = scratch / "merged"
     with traced("write"), failing_as(destination.uri):
         embeddings = _written(plan, folders, collections, directory)
-    _make_room(store, destination)
-    upload_delta(
-        directory, destination.bucket, destination.prefix, batch_id=plan.batch_id, store=store, settings=settings
-    )
-    merged = Merged(destination, store.list_delta(destination).fingerprint, embeddings)
-    made = {"fingerprint": merged.fingerprint, "embeddings": embeddings}
-    write_receipt(store, destination, receipt.model_copy(update=made))
+    found = read_receipt(store, destination)
+    finished = _finished(store, destination, found, receipt)
+    if finished is not None:
+        logger.info("Merged by another attempt meanwhile", extra={"destination": destination.uri})
+        return finished
+    check()
+    claim = Claim(store, destination, found)
+    _make_room(store, destination, claim)
+    fingerprint = _uploaded(GuardedStore(store, check, claim.check), plan, destination, directory, settings)
+    check()
+    made = {"fingerprint": fingerprint, "embeddings": embeddings}
+    claim.settle(receipt.model_copy(update=made))
     logger.info("Merged", extra={"destination": destination.uri, "deltas": len(plan.sources), "embeddings": embeddings})
-    return merged
+    return Merged(destination, fingerprint, embeddings)
+
+
+def _uploaded(store: Store, plan: Plan, destination: DeltaLocation, directory: Path, settings: Settings) -> str:
+    """Uploads what was merged. Returns the fingerprint of exactly that, whatever else may lie there."""
+    try:
+        return place_delta(directory, destination, batch_id=plan.batch_id, store=store, settings=settings)
+    except TargetError as error:
+        reason = f"another attempt at it writes there, too; run this one again ({error})"
+        raise MergeOvertaken(destination.uri, reason) from error
 
 
 def _receipt(plan: Plan, verdicts: Sequence[Verdict]) -> Receipt:
@@ -150,9 +189,9 @@ def _receipt(plan: Plan, verdicts: Sequence[Verdict]) -> Receipt:
     return Receipt(sources=sources, orders=orders)
 
 
-def _finished(store: Store, destination: DeltaLocation, wanted: Receipt) -> Merged | None:
+def _finished(store: Store, destination: DeltaLocation, found: Found, wanted: Receipt) -> Merged | None:
     """What an earlier call made of exactly these deltas, if it is still there as it was."""
-    receipt = read_receipt(store, destination)
+    receipt = found.receipt
     if receipt is None or (receipt.sources, receipt.orders) != (wanted.sources, wanted.orders):
         return None
     if store.list_delta(destination).fingerprint != receipt.fingerprint:
@@ -203,18 +242,22 @@ def _written(
     return embeddings
 
 
-def _make_room(store: Store, destination: DeltaLocation) -> None:
+def _make_room(store: Store, destination: DeltaLocation, claim: Claim) -> None:
     """Removes what an earlier attempt left, its manifest first, so that nothing looks finished meanwhile.
 
+    The claim is looked at after the listing: what was listed is then of attempts that can no longer finish.
+
     Raises:
-        MergeFailed: Somebody else is writing there.
+        MergeOvertaken: Another attempt is writing there.
         StorageError: A request failed.
     """
     listing = store.list_delta(destination)
-    if listing.files:
-        logger.info("Replacing what an earlier attempt left", extra={"destination": destination.uri})
+    if not listing.files:
+        return
+    claim.check()
+    logger.info("Replacing what an earlier attempt left", extra={"destination": destination.uri})
     for file in sorted(listing.files, key=lambda file: file.name != MANIFEST):
         try:
             store.delete(destination.bucket, destination.key(file.name), file.etag)
         except ObjectChanged as error:
-            raise MergeFailed(destination.uri, "another attempt is writing to it right now") from error
+            raise MergeOvertaken(destination.uri, "another attempt is writing to it right now; run it again") from error

@@ -60,9 +60,21 @@ def group(of_bucket: str, batch_id: str, group_index: int) -> DeltaLocation:
     return DeltaLocation(of_bucket, f"{INTERMEDIATES}/{batch_id}/group-{group_index}/")
 
 
-def snapshot(of_bucket: str, batch_id: str, digest: str) -> DeltaLocation:
-    """Where a snapshot goes. `digest` tells the versions of one batch apart, so that none ever replaces another."""
-    return DeltaLocation(of_bucket, f"{SNAPSHOTS}/{batch_id}/{digest}/")
+def snapshot(of_bucket: str, batch_id: str, digest: str, holder: str) -> DeltaLocation:
+    """Where a snapshot goes, and nobody else writes.
+
+    Args:
+        of_bucket: The bucket.
+        batch_id: The batch.
+        digest: Of what it is made of.
+        holder: Who makes it: a part of the holder of the lock.
+    """
+    return DeltaLocation(of_bucket, f"{versions(batch_id, digest)}-{holder}/")
+
+
+def versions(batch_id: str, digest: str) -> str:
+    """What the keys of all snapshots begin with that were made of the same."""
+    return f"{SNAPSHOTS}/{batch_id}/{digest}"
 
 
 def latest() -> str:

@@ -1,6 +1,6 @@
 """The end of a batch: its intermediates become one snapshot, and a pointer moves to it, atomically.
 
-A snapshot is never overwritten by another: its key is made of what it was made of. Readers follow
+Each call writes its snapshot where nobody else writes, and nothing ever removes one that was finished. Readers follow
 `snapshots/latest.json`, which is replaced on the condition that it is still the one that was read under the lock.
 """
 
@@ -10,7 +10,6 @@ import hashlib
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from typing import Annotated, Any, Literal
 
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationError
@@ -19,6 +18,8 @@ from compaction import places
 from compaction.chunk import intermediates
 from compaction.lock import LockLost, held_lock
 from compaction.merge import Merged, Plan, merge
+from compaction.receipt import RECEIPT
+from shared.delta import DeltaLocation
 from shared.errors import ObjectGone, StorageError
 from shared.scratch import sweep_scratch
 from shared.settings import Settings
@@ -26,6 +27,7 @@ from shared.storage import Store, current_store
 from shared.telemetry import logger
 
 _MAX_BYTES = 64 * 1024
+_HOLDER = 16  # characters of a holder's id in a key
 
 
 class Pointer(BaseModel):
@@ -72,7 +74,7 @@ def final_merge(
     Raises:
         TargetError: A key is not that of an intermediate of this batch, or there is none.
         LockHeld: Another final merge is at work.
-        LockLost: This one took longer than its lock lasts and was overtaken; the pointer did not move.
+        LockLost: This one could not renew its lock in time, or was overtaken; the pointer did not move.
         ChunkRejected, MergeFailed, UploadFailed, StorageError: As for a chunk; the pointer did not move.
     """
     started = time.perf_counter()
@@ -84,8 +86,10 @@ def final_merge(
     plan = Plan(sources, batch_id, None, {"batch_id": batch_id}, indexed=True)
     with held_lock(store, bucket, places.lock(), f"final merge of batch {batch_id}") as lock:
         before = _latest(store, bucket)
-        version = _version(store, plan)
-        merged = merge(store, plan, places.snapshot(bucket, batch_id, version), settings)
+        digest = _digest(store, plan)
+        destination = places.snapshot(bucket, batch_id, digest, lock.holder[:_HOLDER])
+        earlier = _finished_snapshots(store, bucket, places.versions(batch_id, digest), before)
+        merged = merge(store, plan, destination, settings, earlier=earlier, check=lock.check_if_due)
         lock.check()
         _publish(store, bucket, batch_id, merged, before)
     return {
@@ -104,7 +108,15 @@ class _Found:
     etag: str
 
 
-def _version(store: Store, plan: Plan) -> str:
+def _finished_snapshots(store: Store, bucket: str, start: str, latest: _Found | None) -> list[DeltaLocation]:
+    """The snapshots with a receipt whose keys begin so, the newest published one first, if it is among them."""
+    keys = [key for key, _ in store.walk(bucket, start)]
+    found = [DeltaLocation(bucket, key.removesuffix(RECEIPT) + "/") for key in keys if key.endswith(RECEIPT)]
+    published = latest.pointer.snapshot_key if latest else None
+    return sorted(found, key=lambda location: location.prefix != published)
+
+
+def _digest(store: Store, plan: Plan) -> str:
     """A name for what these intermediates make, as they are now."""
     digest = hashlib.sha256()
     for source in plan.sources:
@@ -130,6 +142,12 @@ def _latest(store: Store, bucket: str) -> _Found | None:
         raise StorageError("check.storage", detail, "InvalidPointer") from error
 
 
+def _is_latest(store: Store, bucket: str, pointer: Pointer) -> bool:
+    """Whether the pointer is this one: it was written, and only the answer lost."""
+    found = _latest(store, bucket)
+    return found is not None and found.pointer == pointer
+
+
 def _publish(store: Store, bucket: str, batch_id: str, merged: Merged, before: _Found | None) -> None:
     """Moves the pointer, provided that nobody else has moved it since it was read."""
     key = places.latest()
@@ -140,7 +158,7 @@ def _publish(store: Store, bucket: str, batch_id: str, merged: Merged, before: _
         batch_id=batch_id,
         fingerprint=merged.fingerprint,
         embeddings=merged.embeddings,
-        published_at=datetime.now(UTC),
+        published_at=store.now(),
         previous=before.pointer.snapshot_key if before else None,
     )
     data = pointer.model_dump_json(indent=1).encode() + b"\n"
@@ -148,6 +166,6 @@ def _publish(store: Store, bucket: str, batch_id: str, merged: Merged, before: _
         moved = store.put(bucket, key, data, only_if_absent=True)
     else:
         moved = store.replace(bucket, key, data, before.etag)
-    if not moved:
+    if not moved and not _is_latest(store, bucket, pointer):
         raise LockLost(f"s3://{bucket}/{key} was moved by another process meanwhile; it was left alone")
     logger.info("Snapshot published", extra={"snapshot": merged.location.uri, "embeddings": merged.embeddings})

@@ -145,13 +145,13 @@ class Store(Enumeration):
             detail = f"downloading {what}: {written} bytes came, {file.size} were listed"
             raise StorageError("check.storage", detail, "IncompleteBody")
 
-    def upload(self, bucket: str, key: str, path: Path, *, only_if_absent: bool = False) -> StoredObject:
-        """Uploads a file with its CRC-64/NVME, which S3 verifies and keeps, as one object or in parts.
+    def upload(self, bucket: str, key: str, source: Path | bytes, *, only_if_absent: bool = False) -> StoredObject:
+        """Uploads a file, or bytes, with the CRC-64/NVME, which S3 verifies and keeps, as one object or in parts.
 
         Args:
             bucket: Where to.
             key: Under which key.
-            path: The file.
+            source: The file, or all of its bytes.
             only_if_absent: Whether nothing may lie there. A store that does not know the condition is asked before.
 
         Returns:
@@ -167,12 +167,12 @@ class Store(Enumeration):
         if only_if_absent and not condition:
             self._must_be_absent(bucket, key)
         try:
-            return upload_file(self._client, place, path, _TRANSFER, condition)
+            return upload_file(self._client, place, source, _TRANSFER, condition)
         except StorageError as error:
             if not condition or error.s3_code not in CONDITION_UNKNOWN:
                 raise
             self._must_be_absent(bucket, key)
-            return upload_file(self._client, place, path, _TRANSFER, {})
+            return upload_file(self._client, place, source, _TRANSFER, {})
 
     def _must_be_absent(self, bucket: str, key: str) -> None:
         if self._deletion.look(bucket, key) is not None:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 from awscrt.checksums import crc64nvme
 from boto3.s3.transfer import TransferConfig
@@ -22,14 +23,18 @@ _CHECKSUM: Mapping[str, Any] = {"ChecksumAlgorithm": "CRC64NVME"}
 
 
 def upload_file(
-    client: S3Client, place: Mapping[str, str], path: Path, config: TransferConfig, condition: Mapping[str, str]
+    client: S3Client,
+    place: Mapping[str, str],
+    source: Path | bytes,
+    config: TransferConfig,
+    condition: Mapping[str, str],
 ) -> StoredObject:
-    """Uploads a file with its CRC-64/NVME, as one object or in parts.
+    """Uploads a file, or bytes, with the CRC-64/NVME, as one object or in parts.
 
     Args:
         client: A client made by `s3_client`.
         place: `Bucket` and `Key`.
-        path: The file.
+        source: The file, or all of its bytes.
         config: From which size on, and in parts of which size, of which one is in memory at a time.
         condition: `IfNoneMatch` or `IfMatch`; S3 looks at it when the object comes into being.
 
@@ -42,23 +47,23 @@ def upload_file(
         CouldNotCheck: The file cannot be read.
     """
     what = f"s3://{place['Bucket']}/{place['Key']}"
-    with faults_explained(f"reading {path.name} for upload"):
-        size = path.stat().st_size
-        if size >= config.multipart_threshold:
-            answer = _in_parts(
-                client, what, place, path, max(config.multipart_chunksize, -(-size // _MOST_PARTS)), condition
-            )
-        else:
-            with path.open("rb") as source:
-                request: dict[str, Any] = {**place, "Body": source, **_CHECKSUM, **condition}
+    name = source.name if isinstance(source, Path) else "bytes"
+    with faults_explained(f"reading {name} for upload"):
+        size = source.stat().st_size if isinstance(source, Path) else len(source)
+        part_bytes = max(config.multipart_chunksize, -(-size // _MOST_PARTS))
+        with source.open("rb") if isinstance(source, Path) else io.BytesIO(source) as body:
+            if size >= config.multipart_threshold:
+                answer = _in_parts(client, what, place, body, part_bytes, condition)
+            else:
+                request: dict[str, Any] = {**place, "Body": body, **_CHECKSUM, **condition}
                 answer = translated("uploading", what, lambda: client.put_object(**request))
     return StoredObject(size, answer["ETag"].strip('"'), answer.get("VersionId"), answer.get("ChecksumCRC64NVME"))
 
 
 def _in_parts(
-    client: S3Client, what: str, place: Mapping[str, str], path: Path, part_bytes: int, condition: Mapping[str, str]
+    client: S3Client, what: str, place: Mapping[str, str], body: BinaryIO, part_bytes: int, condition: Mapping[str, str]
 ) -> Any:
-    """S3 verifies the checksum of each part, and of the whole object at the end. A failure leaves no parts behind."""
+    """S3 verifies the checksum of each part, and that of the whole object at the end. A failure leaves no parts."""
 
     def made(operation: Any, **request: Any) -> Any:
         return translated("uploading", what, lambda: operation(**place, **request))
@@ -67,12 +72,11 @@ def _in_parts(
     try:
         parts: list[dict[str, Any]] = []
         whole = 0
-        with path.open("rb") as source:
-            while data := source.read(part_bytes):
-                number, whole = len(parts) + 1, crc64nvme(data, whole)
-                answer = made(client.upload_part, **upload, **_CHECKSUM, PartNumber=number, Body=data)
-                checksum = encode_checksum(crc64nvme(data))
-                parts.append({"PartNumber": number, "ETag": answer["ETag"], "ChecksumCRC64NVME": checksum})
+        while data := body.read(part_bytes):
+            number, whole = len(parts) + 1, crc64nvme(data, whole)
+            answer = made(client.upload_part, **upload, **_CHECKSUM, PartNumber=number, Body=data)
+            checksum = encode_checksum(crc64nvme(data))
+            parts.append({"PartNumber": number, "ETag": answer["ETag"], "ChecksumCRC64NVME": checksum})
         end = {"MultipartUpload": {"Parts": parts}, "ChecksumCRC64NVME": encode_checksum(whole), **condition}
         return made(client.complete_multipart_upload, **upload, **end)
     except BaseException as failure:

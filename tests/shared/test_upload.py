@@ -11,12 +11,14 @@ import boto3
 import chromadb
 import pytest
 import stamina
+from awscrt.checksums import crc64nvme
 from botocore.exceptions import EndpointConnectionError
 
 from local.deltas import DeltaRecipe, build_delta
-from shared.delta import MANIFEST, DeltaLocation
+from shared.delta import DATABASE, MANIFEST, DeltaLocation
 from shared.errors import TargetError, UploadFailed
 from shared.judgement import judge_stored
+from shared.manifest import encode_checksum
 from shared.settings import Settings
 from shared.storage import Store
 from shared.upload import upload_delta
@@ -24,12 +26,29 @@ from shared.verdict import Depth, Status
 from tests import faults
 from tests.conftest import CopyOf
 from tests.crash import killed_at
+from tests.uploads import files_of, stored
 
 KEY = "words/delta/one"
 
 
 def names(store: Store, bucket: str, key: str = KEY) -> set[str]:
     return {file.name for file in store.list_delta(DeltaLocation(bucket, f"{key}/")).files}
+
+
+def damaging(times: int) -> Store:
+    """A store to which the database comes with another last byte, so many times; it keeps a checksum of that."""
+    left = times
+
+    def damage(request: Any) -> None:
+        nonlocal left
+        if request.method == "PUT" and request.url.endswith(DATABASE) and left:
+            left -= 1
+            data = bytearray(request.body.read())
+            data[-1] ^= 1
+            request.body = bytes(data)
+            request.headers["x-amz-checksum-crc64nvme"] = encode_checksum(crc64nvme(request.body))
+
+    return faults.doing(damage)
 
 
 @pytest.fixture(autouse=True)
@@ -96,16 +115,8 @@ def test_a_delta_that_is_corrupt_already_is_not_uploaded(
 
 
 def test_damage_on_the_way_is_seen_removed_and_repeated(store: Store, bucket: str, healthy_delta: Path) -> None:
-    """Another party overwrites the database once, just before it is validated: the second attempt stands."""
-    damaged = 0
-
-    def damage(request: Any) -> None:
-        nonlocal damaged
-        if request.method == "PUT" and request.url.endswith(MANIFEST) and not damaged:
-            damaged += 1
-            boto3.client("s3").put_object(Bucket=bucket, Key=f"{KEY}/chroma.sqlite3", Body=b"not it")
-
-    upload_delta(healthy_delta, bucket, KEY, store=faults.doing(damage))
+    """The store took one other byte for the database, and did not notice: the second attempt stands."""
+    upload_delta(healthy_delta, bucket, KEY, store=damaging(times=1))
     judgement = judge_stored(store, DeltaLocation(bucket, f"{KEY}/"), Depth.STRUCTURE, Settings())
     assert judgement.verdict.status is Status.HEALTHY
     assert judgement.manifest is not None
@@ -115,16 +126,55 @@ def test_damage_on_the_way_is_seen_removed_and_repeated(store: Store, bucket: st
 def test_after_three_failed_attempts_nothing_is_left(
     store: Store, bucket: str, healthy_delta: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def damage(request: Any) -> None:
-        if request.method == "PUT" and request.url.endswith(MANIFEST):
-            boto3.client("s3").put_object(Bucket=bucket, Key=f"{KEY}/chroma.sqlite3", Body=b"not it")
-
-    with pytest.raises(UploadFailed, match=r"after 3 attempts.*manifest.size_differs"):
-        upload_delta(healthy_delta, bucket, KEY, store=faults.doing(damage))
+    with pytest.raises(UploadFailed, match=r"not uploaded after 3 attempts.*manifest.checksum_differs"):
+        upload_delta(healthy_delta, bucket, KEY, store=damaging(times=3))
     assert names(store, bucket) == set()
     lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert [line["message"] for line in lines if line.get("level")].count("Validating uploaded delta...") == 3
     assert sum(line["DeltaValidationFailures"][0] for line in lines if "_aws" in line) == 3
+
+
+def test_what_another_party_put_in_its_place_is_left_alone_and_nothing_looks_finished(
+    store: Store, bucket: str, healthy_delta: Path
+) -> None:
+    def overwrite(request: Any) -> None:
+        if request.method == "PUT" and request.url.endswith(MANIFEST):
+            boto3.client("s3").put_object(Bucket=bucket, Key=f"{KEY}/{DATABASE}", Body=b"somebody's")
+
+    with pytest.raises(TargetError, match=r"chroma\.sqlite3 is there already and differs"):
+        upload_delta(healthy_delta, bucket, KEY, store=faults.doing(overwrite))
+    assert MANIFEST not in names(store, bucket)
+    assert stored(bucket, KEY)[f"{KEY}/{DATABASE}"] == b"somebody's"
+
+
+def test_the_database_goes_up_after_the_files_of_its_indexes(bucket: str, flushed_delta: Path) -> None:
+    """Whoever waits for a delta takes its database for a sign that the rest is there."""
+    put: list[str] = []
+    store = faults.doing(lambda request: put.append(request.url) if request.method == "PUT" else None)
+    upload_delta(flushed_delta, bucket, KEY, store=store)
+    assert len(put) > 4
+    assert [url.rpartition("/")[2] for url in put[-2:]] == [DATABASE, MANIFEST]
+
+
+def test_one_that_cannot_be_read_back_stays_for_it_was_published(
+    store: Store, bucket: str, healthy_delta: Path
+) -> None:
+    """Others may have seen it by now, and count on it."""
+    silent = faults.answering("AccessDenied", 403, lambda request: request.method == "HEAD")
+    with pytest.raises(UploadFailed, match="uploaded whole and left in its place, but not validated after 2 attempts"):
+        upload_delta(healthy_delta, bucket, KEY, store=silent, attempts=2)
+    assert names(store, bucket) == {MANIFEST, *files_of(healthy_delta)}
+
+
+def test_in_a_store_without_checksums_and_conditions_a_killed_upload_is_completed(
+    foreign_store: Store, healthy_delta: Path
+) -> None:
+    files = files_of(healthy_delta)
+    some = dict(list(files.items())[1:3])
+    for name, data in some.items():
+        foreign_store.put("deltas", f"{KEY}/{name}", data)
+    upload_delta(healthy_delta, "deltas", KEY, store=foreign_store)
+    assert {name.removeprefix(f"{KEY}/") for name in stored("deltas", KEY)} == {MANIFEST, *files}
 
 
 def test_an_unreachable_store_fails_clearly(bucket: str, healthy_delta: Path) -> None:
