@@ -1,21 +1,26 @@
 """Depth `open`: Chroma's own word on a delta, given by a child process on a disposable copy.
 
 A child may crash, hang or be killed. Once is an accident; only the same again in a fresh process, with memory to
-spare, is a proof. Whatever the machine rather than the bytes may have caused is `CouldNotCheck`.
+spare, is a proof. Whatever the machine rather than the bytes may have caused is `CouldNotCheck`; that a child is slow
+proves nothing, however long it takes.
 """
 
 from __future__ import annotations
 
-import json
 import os
 import signal
+import struct
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
-from shared.delta import is_chroma_file
+from shared.delta import is_chroma_file, printable
 from shared.errors import CouldNotCheck, faults_explained
-from shared.inspection.pool import POOL
+from shared.inspection.agreement import differences
+from shared.inspection.answers import Answer, parse_answer
+from shared.inspection.pool import POOL, Ending, Limits
 from shared.inspection.records import Contents
 from shared.scratch import copy_file, scratch_folder
 from shared.verdict import Finding
@@ -23,11 +28,15 @@ from shared.verdict import Finding
 ATTEMPTS = 2
 """How often Chroma is asked, at most: a failure counts only when it happens again."""
 
-_ROOM_BYTES = 256 * 1024 * 1024
-_ROOM_FACTOR = 4
-_BUSY_SHARE = 0.5
-"""A child that hangs because of the bytes keeps the processor busy; one that waits is starved, not stuck."""
-_MOST_ANSWER, _MOST_ERRORS = 1024 * 1024, 64 * 1024
+Look = Callable[[Answer, Path], list[Finding]]
+"""Finds what is wrong with what Chroma gave back: its answer, and the file with the embeddings (see `answers`)."""
+
+# Memory of a child, in bytes (measured, chromadb 1.5.9: 50 for a small delta, 2.6 a collection, twice the vectors that
+# wait in the queue), and of an index what its header makes room for: a record, and 64 for locks and marks, an element.
+_ROOM_BYTES, _ROOM_FACTOR, _COLLECTION_BYTES, _ELEMENT_BYTES = 256 * 1024**2, 4, 8 * 1024**2, 64
+_MOST_ROOM_FACTOR, _MOST_ROOM_BYTES = 64, 256 * 1024**2  # healthy ones have room for 50 times what they hold
+_MOST_ANSWER, _MOST_ERRORS, _MOST_STAGE = 64 * 1024**2, 64 * 1024, 200
+_FILE_FACTOR, _FILE_BYTES = 4, 1024**3
 
 # Words of an environment fault in the messages of Chroma, SQLite and the operating system, and what they say.
 _ENVIRONMENT_WORDS = (
@@ -37,11 +46,19 @@ _ENVIRONMENT_WORDS = (
     ("no space left", "check.disk_full"),
     ("database or disk is full", "check.disk_full"),
     ("file too large", "check.disk_full"),
+    ("quota exceeded", "check.disk_full"),
     ("cannot allocate memory", "check.memory"),
     ("out of memory", "check.memory"),
+    ("not enough memory", "check.memory"),
     ("memory allocation of", "check.memory"),
+    ("bad_alloc", "check.memory"),
+    ("resource temporarily unavailable", "check.memory"),  # no more threads
     ("permission denied", "check.local_io"),
+    ("read-only file system", "check.local_io"),
     ("disk i/o error", "check.local_io"),
+    ("input/output error", "check.local_io"),
+    ("timed out", "check.timeout"),
+    ("database is locked", "check.probe_failed"),
 )
 # What a process does to itself. Any other signal comes from somebody else: an operator, a container, the kernel.
 _CRASHES = {signal.SIGSEGV, signal.SIGBUS, signal.SIGABRT, signal.SIGILL, signal.SIGFPE, signal.SIGTRAP}
@@ -49,24 +66,26 @@ _ENVIRONMENT_ERRORS = {"ModuleNotFoundError", "ImportError", "MemoryError"}
 
 
 @dataclass(frozen=True, slots=True)
-class _Death:
-    """How a child ended without an answer, as the finding it would be if it happens again."""
+class Outcome:
+    """What one attempt showed.
 
-    finding: Finding
+    Args:
+        findings: What is wrong by Chroma's word; none when it gave back everything.
+        stage: How far it came.
+        version: The version of chromadb, empty where the child did not come to tell it.
+    """
+
+    findings: tuple[Finding, ...]
+    stage: str = ""
+    version: str = ""
+
+    def repeats(self, other: Outcome) -> bool:
+        """Whether both attempts ended alike."""
+        codes, others = ({finding.code for finding in outcome.findings} for outcome in (self, other))
+        return codes == others and self.stage == other.stage
 
 
-@dataclass(frozen=True, slots=True)
-class _Answer:
-    """What a child printed."""
-
-    chromadb: str
-    stage: str
-    error: str | None
-    message: str
-    collections: tuple[tuple[str, int, int, str], ...]
-
-
-def probe(folder: Path, expected: tuple[Contents, ...], seconds: float) -> tuple[list[Finding], str]:
+def probe(folder: Path, expected: Sequence[Contents], seconds: float) -> tuple[list[Finding], str]:
     """Has Chroma read a delta, and compares what it returns with what the bytes hold.
 
     Args:
@@ -80,18 +99,33 @@ def probe(folder: Path, expected: tuple[Contents, ...], seconds: float) -> tuple
     Raises:
         CouldNotCheck: The probe could not be run to an answer that is about the bytes.
     """
-    earlier: Finding | None = None
-    for _ in range(ATTEMPTS):
-        outcome = _attempt(folder, seconds, fresh=earlier is not None)
-        if isinstance(outcome, _Answer) and outcome.error is None:
-            return _compare(outcome, expected), outcome.chromadb
-        found = outcome.finding if isinstance(outcome, _Death) else _failure(outcome)
-        if earlier is not None and found.code == earlier.code:
-            return [found], outcome.chromadb if isinstance(outcome, _Answer) else ""
-        earlier = found
-    raise CouldNotCheck(
-        "check.probe_failed", f"two probes of the same bytes ended differently, the second: {found.detail}"
-    )
+    look = partial(differences, expected=expected, folder=folder)
+    outcome = ask_twice(folder, seconds, look, len(expected))
+    return [*outcome.findings], outcome.version
+
+
+def ask_twice(folder: Path, seconds: float, look: Look, collections: int) -> Outcome:
+    """Has Chroma read a delta, and, where something is wrong with what it gives back, once more in a fresh process.
+
+    Args:
+        folder: The delta. It is copied for each attempt and never opened itself.
+        seconds: Time limit of one attempt.
+        look: Finds what is wrong with what Chroma gave back.
+        collections: How many collections there are.
+
+    Raises:
+        CouldNotCheck: What happened may be the environment's doing, or was not the same both times.
+    """
+    first = _attempt(folder, seconds, look, collections, fresh=False)
+    if not first.findings:
+        return first
+    second = _attempt(folder, seconds, look, collections, fresh=True)
+    if not second.findings:
+        return second
+    if second.repeats(first):
+        return second
+    detail = f"two probes of the same bytes ended differently, the second: {second.findings[0].detail}"
+    raise CouldNotCheck("check.probe_failed", detail)
 
 
 def warm_up() -> None:
@@ -100,16 +134,33 @@ def warm_up() -> None:
         POOL.warm_up()
 
 
-def _attempt(folder: Path, seconds: float, *, fresh: bool) -> _Answer | _Death:
+def _attempt(folder: Path, seconds: float, look: Look, collections: int, *, fresh: bool) -> Outcome:
     with scratch_folder() as scratch:
         copy = scratch / "delta"
         with faults_explained("copying the delta for the probe"):
             size = _copy(folder, copy)
-        room = _available_memory()
-        if room is not None and room < _ROOM_BYTES + _ROOM_FACTOR * size:
-            detail = f"{room} bytes of memory are left, a probe of {size} bytes needs more"
-            raise CouldNotCheck("check.memory", detail)
-        return _run(copy, scratch, seconds, fresh=fresh)
+        # Files instead of pipes: a process that prints without end meets the limit on file size, not this one's memory.
+        with faults_explained("preparing a probe"):
+            for name in ("answer", "errors", "progress"):
+                (scratch / name).open("xb").close()
+        memory, declared = _memory(copy, size, collections)
+        ending = POOL.run(copy, scratch, Limits(seconds, memory, _FILE_FACTOR * size + _FILE_BYTES), fresh=fresh)
+        with faults_explained("reading the answer of a probe"):
+            said, output, reached = (
+                _head(scratch / name, most)
+                for name, most in (("errors", _MOST_ERRORS), ("answer", _MOST_ANSWER), ("progress", _MOST_STAGE))
+            )
+        stage = printable(reached.decode(errors="replace").strip(), _MOST_STAGE)
+        errors = said.decode(errors="replace")
+        if ending.late:
+            detail = f"Chroma had no answer in {seconds:g} s, of which it could run {ending.busy:.1f} s"
+            raise CouldNotCheck("check.timeout", f"{detail}; it came to {stage or 'its start'}")
+        if os.WIFSIGNALED(ending.status):
+            return _killed(ending, errors, memory, declared=declared)
+        answer = _parsed(output, errors, ending)
+        if answer.error is not None:
+            return _failed(answer, errors)
+        return Outcome(tuple(look(answer, scratch / "records")), answer.stage, answer.chromadb)
 
 
 def _copy(folder: Path, copy: Path) -> int:
@@ -123,88 +174,85 @@ def _copy(folder: Path, copy: Path) -> int:
     return size
 
 
-def _run(copy: Path, scratch: Path, seconds: float, *, fresh: bool) -> _Answer | _Death:
-    # Files instead of pipes: a process that prints without end meets the limit on file size, not this one's memory.
-    answer, errors = scratch / "answer", scratch / "errors"
-    with faults_explained("preparing a probe"):
-        for path in (answer, errors):
-            path.open("xb").close()
-    ending = POOL.run(copy, scratch, seconds, fresh=fresh)
-    if ending.hung:
-        return _hung(ending.busy, seconds)
-    with faults_explained("reading the answer of a probe"):
-        said = _head(errors, _MOST_ERRORS).decode(errors="replace")
-        output = _head(answer, _MOST_ANSWER)
-    if os.WIFSIGNALED(ending.status):
-        return _killed(os.WTERMSIG(ending.status), said)
-    return _parse(output, said, os.WEXITSTATUS(ending.status))
-
-
 def _head(path: Path, length: int) -> bytes:
     with path.open("rb") as file:
         return file.read(length)
 
 
-def _hung(busy: float, seconds: float) -> _Death:
-    if busy < _BUSY_SHARE * seconds:
-        detail = f"the probe had no answer in {seconds:g} s, of which it could run {busy:.1f} s"
-        raise CouldNotCheck("check.timeout", detail)
-    return _Death(Finding("chroma.hung", "", f"Chroma was busy {busy:.1f} s of {seconds:g} s without an answer"))
+def _memory(copy: Path, size: int, collections: int) -> tuple[int, bool]:
+    """Bytes of memory that a probe may use, and whether that includes all that the indexes say they need.
+
+    Raises:
+        CouldNotCheck: This machine has less to spare.
+    """
+    folders = [path for path in copy.iterdir() if path.is_dir()] if copy.is_dir() else []
+    touched = _ROOM_BYTES + _ROOM_FACTOR * size + _COLLECTION_BYTES * max(collections, len(folders))
+    reserved, declared = 0, True
+    for folder in folders:
+        elements, record = _capacity(folder)
+        needed = elements * (record + _ELEMENT_BYTES)
+        data = folder / "data_level0.bin"
+        held = data.stat().st_size if data.is_file() else 0
+        if needed <= _MOST_ROOM_FACTOR * held + _MOST_ROOM_BYTES:
+            touched += _ELEMENT_BYTES * elements
+            reserved += elements * record
+        else:
+            declared = False
+    room = _available_memory()
+    if room is not None and room < touched:
+        detail = f"{room} bytes of memory are left, a probe of {size} bytes needs {touched}"
+        raise CouldNotCheck("check.memory", detail)
+    return touched + reserved, declared
 
 
-def _killed(number: int, said: str) -> _Death:
+def _capacity(folder: Path) -> tuple[int, int]:
+    """How many elements an index has room for, and the bytes of each, by its header; 0 where that is not used."""
+    header = folder / "header.bin"
+    if not header.is_file() or not (folder / "index_metadata.pickle").is_file():
+        return 0, 0
+    head = _head(header, 36)
+    if len(head) < 36:
+        return 0, 0
+    _, _, elements, _, record = struct.unpack("<iQQQQ", head)
+    return elements, record
+
+
+def _killed(ending: Ending, said: str, memory: int, *, declared: bool) -> Outcome:
+    number = os.WTERMSIG(ending.status)
     fault = _environment_fault(said)
     if fault is None and number not in _CRASHES:
         fault = "check.memory" if number == signal.SIGKILL else "check.probe_failed"
+    if fault is None and not declared:
+        detail = f"an index says that it needs more than the {memory} bytes of memory that the delta can need"
+        raise CouldNotCheck("check.memory", f"{detail}, and the probe was ended by signal {number}")
     if fault is not None:
         raise CouldNotCheck(fault, f"the probe was ended by signal {number}")
     name = signal.Signals(number).name
-    return _Death(Finding("chroma.crashed", "", f"Chroma was killed by {name} while it read the delta"))
+    return Outcome((Finding("chroma.crashed", "", f"Chroma was killed by {name} while it read the delta"),))
 
 
-def _parse(output: bytes, said: str, code: int) -> _Answer:
+def _parsed(output: bytes, said: str, ending: Ending) -> Answer:
     try:
-        answer = json.loads(output)
-        collections = tuple((c["name"], c["count"], c["ids"], c["digest"]) for c in answer["collections"])
-        return _Answer(
-            answer.get("chromadb", ""), answer["stage"], answer.get("error"), answer.get("message", ""), collections
-        )
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        return parse_answer(output)
+    except ValueError as error:
+        code = os.WEXITSTATUS(ending.status)
         detail = f"the probe ended with {code} and no answer: {said.strip()[-300:] or output[:100]!r}"
         raise CouldNotCheck("check.probe_failed", detail) from error
 
 
-def _failure(answer: _Answer) -> Finding:
+def _failed(answer: Answer, said: str) -> Outcome:
     detail = f"Chroma {answer.chromadb} at {answer.stage}: {answer.error}: {answer.message}"
     if answer.error in _ENVIRONMENT_ERRORS or answer.stage == "import":
         raise CouldNotCheck("check.probe_failed" if answer.error != "MemoryError" else "check.memory", detail)
-    fault = _environment_fault(answer.message)
+    fault = _environment_fault(f"{answer.message}\n{said}")
     if fault is not None:
         raise CouldNotCheck(fault, detail)
-    return Finding("chroma.failed", "", detail)
+    return Outcome((Finding("chroma.failed", "", detail),), answer.stage, answer.chromadb)
 
 
 def _environment_fault(text: str) -> str | None:
     lowered = text.lower()
     return next((code for words, code in _ENVIRONMENT_WORDS if words in lowered), None)
-
-
-def _compare(answer: _Answer, expected: tuple[Contents, ...]) -> list[Finding]:
-    seen = {name: (count, ids, digest) for name, count, ids, digest in answer.collections}
-    findings = []
-    for contents in expected:
-        name, stored = contents.count.name, contents.count.count
-        count, ids, digest = seen.get(name, (None, None, None))
-        if count is None:
-            detail = f"Chroma lists no collection {name!r}; the bytes hold {stored} embeddings of it"
-        elif (count, ids) != (stored, stored):
-            detail = f"Chroma counts {count} and returns {ids} of the {stored} embeddings of {name!r}"
-        elif digest != contents.digest:
-            detail = f"Chroma returns other ids for {name!r} than the bytes hold"
-        else:
-            continue
-        findings.append(Finding("chroma.content_differs", "", detail))
-    return findings
 
 
 def _available_memory() -> int | None:

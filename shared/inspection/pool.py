@@ -14,13 +14,17 @@ import subprocess
 import sys
 import threading
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
+from shared.delta import printable
 from shared.errors import CouldNotCheck, faults_explained
 
 _PROGRAM = Path(__file__).with_name("probe.py")
+_OF_THE_LOADER = ("LD_LIBRARY_PATH", "PYTHONHOME")  # without which a Python that needs them does not start
+_SAID_BYTES = 2000
 _GRACE_SECONDS = 10.0  # for a process that has to kill its fork first
 
 
@@ -31,12 +35,27 @@ class Ending:
     Args:
         status: As `os.wait4` gives it.
         busy: Processor time that it took, in seconds.
-        hung: Whether it was ended because its time was over.
+        late: Whether it was ended because its time was over.
     """
 
     status: int
     busy: float
-    hung: bool
+    late: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What the process that reads a delta may use.
+
+    Args:
+        seconds: Time, the start of a process included if none was waiting.
+        memory: Bytes of memory, besides what the process has when it begins.
+        file: Length in bytes of the longest file that it may write.
+    """
+
+    seconds: float
+    memory: int
+    file: int
 
 
 class Pool:
@@ -56,26 +75,26 @@ class Pool:
             if not self._idle:
                 self._idle.append(_Process())
 
-    def run(self, folder: Path, scratch: Path, seconds: float, *, fresh: bool = False) -> Ending:
-        """Has one delta read in a process of its own, which finds files `answer` and `errors` in `scratch`.
+    def run(self, folder: Path, scratch: Path, limits: Limits, *, fresh: bool = False) -> Ending:
+        """Has one delta read in a process of its own, which finds `answer`, `errors` and `progress` in `scratch`.
 
         Args:
             folder: A disposable copy of the delta.
             scratch: Where that process may write.
-            seconds: How long it may take, the start of a process included if none was waiting.
+            limits: What it may use.
             fresh: Whether to fork from a process that was never used before.
 
         Raises:
             CouldNotCheck: The process could not be started, or has no answer in time.
         """
-        deadline = time.monotonic() + seconds
+        deadline = time.monotonic() + limits.seconds
         process = _Process() if fresh else self._take()
         try:
-            ending = process.ask(folder, scratch, deadline)
+            ending = process.ask(folder, scratch, limits, deadline)
         except BaseException:
             process.end()
             raise
-        if ending.status == 0 and not ending.hung:
+        if ending.status == 0 and not ending.late:
             with self._lock:
                 self._idle.append(process)
         else:
@@ -103,8 +122,8 @@ class _Process:
     """One warm process."""
 
     def __init__(self) -> None:
-        # Nothing of this process's environment goes along: a hostile delta must not find credentials.
-        environment = {
+        # Hardly anything of this process's environment goes along: a hostile delta must not find credentials.
+        environment = {name: os.environ[name] for name in _OF_THE_LOADER if name in os.environ} | {
             "PATH": os.defpath,
             "HOME": os.devnull,
             "PYTHONPATH": os.pathsep.join(entry for entry in sys.path if entry),
@@ -114,11 +133,13 @@ class _Process:
         }
         # -P: the program's own folder holds modules that must not shadow others'.
         with faults_explained("starting a probe"):
+            self._errors = os.fdopen(os.memfd_create("errors"), "r+b")
+        with faults_explained("starting a probe"):
             self._process = subprocess.Popen(  # noqa: S603 - the command is this module's own
                 [sys.executable, "-P", str(_PROGRAM)],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
-                stderr=subprocess.DEVNULL,
+                stderr=self._errors,
                 env=environment,
                 cwd="/",
                 start_new_session=True,
@@ -130,7 +151,7 @@ class _Process:
         """Whether it still runs."""
         return self._process.poll() is None
 
-    def ask(self, folder: Path, scratch: Path, deadline: float) -> Ending:
+    def ask(self, folder: Path, scratch: Path, limits: Limits, deadline: float) -> Ending:
         """Has it fork a process for one delta, and waits for the end of that.
 
         Raises:
@@ -139,16 +160,23 @@ class _Process:
         if not self._ready:
             self._answer(deadline)
             self._ready = True
-        left = deadline - time.monotonic()
-        request = {"folder": str(folder), "scratch": str(scratch), "seconds": left}
+        request = {
+            "folder": str(folder),
+            "scratch": str(scratch),
+            "seconds": max(0.0, deadline - time.monotonic()),
+            "memory": limits.memory,
+            "file": limits.file,
+        }
         assert self._process.stdin is not None
         try:
             self._process.stdin.write(json.dumps(request).encode() + b"\n")
             self._process.stdin.flush()
         except BrokenPipeError as error:
-            raise CouldNotCheck("check.probe_failed", "the process that forks the probes is gone") from error
+            raise CouldNotCheck(
+                "check.probe_failed", f"the process that forks the probes is gone{self._why()}"
+            ) from error
         answer = self._answer(deadline + _GRACE_SECONDS)
-        return Ending(answer["status"], answer["busy"], answer["hung"])
+        return Ending(answer["status"], answer["busy"], answer["late"])
 
     def _answer(self, deadline: float) -> dict[str, Any]:
         assert self._process.stdout is not None
@@ -160,16 +188,27 @@ class _Process:
                 raise CouldNotCheck("check.timeout", "the process that forks the probes has no answer in time")
             more = os.read(descriptor, 4096)
             if not more:
-                raise CouldNotCheck("check.probe_failed", "the process that forks the probes has ended")
+                detail = f"the process that forks the probes has ended{self._why()}"
+                raise CouldNotCheck("check.probe_failed", detail)
             self._said += more
         line, _, self._said = self._said.partition(b"\n")
         return cast(dict[str, Any], json.loads(line))
+
+    def _why(self) -> str:
+        """The end of what it said on standard error, if it said anything, and how it ended."""
+        with suppress(subprocess.TimeoutExpired):
+            self._process.wait(_GRACE_SECONDS)
+        length = os.fstat(self._errors.fileno()).st_size
+        said = os.pread(self._errors.fileno(), _SAID_BYTES, max(0, length - _SAID_BYTES)).decode(errors="replace")
+        return f" with {self._process.returncode}" + (
+            f": {printable(said.strip()[-500:], 500)}" if said.strip() else ""
+        )
 
     def end(self) -> None:
         """Ends it, and with it what it has forked."""
         self._process.kill()
         self._process.wait()
-        for pipe in (self._process.stdin, self._process.stdout):
+        for pipe in (self._process.stdin, self._process.stdout, self._errors):
             if pipe is not None:
                 pipe.close()
 

@@ -4,10 +4,12 @@ It is run by its path and imports nothing of Deltaguard, since whatever it impor
 The process that was started touches no delta: it only forks. It ends when its standard input does, so it never outlives
 the process that started it, and each fork dies with it.
 
-Requests are lines of JSON on standard input: `{"folder", "scratch", "seconds"}`. The answers are lines on standard
-output: first `{"ready": true}`, then for each request `{"status", "busy", "hung"}`, the wait status of the fork, the
-processor time that it took, and whether it was ended because its time was over. What the fork itself has to say is JSON
-in `scratch/answer`.
+Requests are lines of JSON on standard input: `{"folder", "scratch", "seconds", "memory", "file"}`: where the delta is,
+where the fork may write, how long it may take, how many bytes of memory it may take and how long a file may become that
+it writes. The answers are lines on standard output: first `{"ready": true}`, then for each request
+`{"status", "busy", "late"}`, the wait status of the fork, the processor time that it took, and whether it was ended
+because its time was over. What the fork itself has to say is JSON in `scratch/answer`, what it read in
+`scratch/records`, and how far it came in `scratch/progress`.
 """
 
 from __future__ import annotations
@@ -17,15 +19,28 @@ import hashlib
 import importlib
 import json
 import os
+import re
 import resource
 import select
 import signal
+import sqlite3
 import sys
-from contextlib import suppress
-from typing import Any, TextIO
+from contextlib import closing, suppress
+from typing import Any, BinaryIO, TextIO
+from urllib.parse import quote
 
-_PAGE = 500
-_MAX_FILE_BYTES = 16 * 1024**3
+_FIRST_PAGE, _LARGEST_PAGE, _PAGE_BYTES = 50, 500, 8 * 1024**2
+_NEAREST = 1000  # that a query asks for at most
+_FEW = 0.5  # an index that finds less than this share of what it is asked for has come apart
+_MOSTLY = 0.9
+_MOST_DATABASES = 10_000
+_STAGE_BYTES = 200
+_DEFAULT = ("default_database", "default_tenant")
+# What a filter or a full-text query is asked for is so plain that nothing can be meant by it but itself.
+_PLAIN_KEY = re.compile(r"[A-Za-z][A-Za-z0-9_.-]{0,99}")
+_PLAIN_TEXT = re.compile(r"[A-Za-z0-9 ]{3,40}")
+_ASKED_TYPES = ("str", "int", "float", "bool")
+_LONGEST_ASKED, _LARGEST_ASKED = 200, 1e15
 _PR_SET_PDEATHSIG = 1  # prctl(2)
 # What chromadb itself imports only when a client is opened; another version may lack some.
 _PRELOADED = ("chromadb", "chromadb.api.rust", "chromadb.telemetry.product.posthog")
@@ -45,7 +60,7 @@ def main() -> int:
         child = os.fork()
         if child == 0:
             os.close(answers.fileno())
-            _probe(request["folder"], request["scratch"], forker)
+            _probe(request, forker)
         _say(answers, _await(child, request["seconds"]))
     return 0
 
@@ -62,7 +77,7 @@ def _await(child: int, seconds: float) -> dict[str, Any]:
         poll.register(pidfd, select.POLLIN)
         poll.register(sys.stdin.fileno(), 0)  # hang-up only: nobody asks before this answer
         events = dict(poll.poll(seconds * 1000))
-        hung = not events
+        late = not events
         if pidfd not in events:
             with suppress(ProcessLookupError):
                 os.killpg(child, signal.SIGKILL)
@@ -71,18 +86,20 @@ def _await(child: int, seconds: float) -> dict[str, Any]:
     _, status, usage = os.wait4(child, 0)
     with suppress(ProcessLookupError):
         os.killpg(child, signal.SIGKILL)  # what it started itself
-    return {"status": status, "busy": usage.ru_utime + usage.ru_stime, "hung": hung}
+    return {"status": status, "busy": usage.ru_utime + usage.ru_stime, "late": late}
 
 
-def _probe(folder: str, scratch: str, forker: int) -> None:
+def _probe(request: dict[str, Any], forker: int) -> None:
     """The fork: reads one delta, writes the answer, and ends without a return."""
     try:
+        folder, scratch = request["folder"], request["scratch"]
         os.setsid()
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
         if os.getppid() != forker:  # it died before the line above
             os._exit(1)
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-        resource.setrlimit(resource.RLIMIT_FSIZE, (_MAX_FILE_BYTES, _MAX_FILE_BYTES))
+        _limit(resource.RLIMIT_FSIZE, request["file"])
+        _limit(resource.RLIMIT_DATA, _data_bytes() + request["memory"])
         os.environ["HOME"] = os.environ["TMPDIR"] = scratch
         os.chdir(scratch)
         for descriptor, name in enumerate(("/dev/null", "answer", "errors")):
@@ -92,7 +109,7 @@ def _probe(folder: str, scratch: str, forker: int) -> None:
         answer: dict[str, Any] = {"stage": "import", "collections": []}
         try:
             read(folder, answer)
-            answer["stage"] = "done"
+            _reach(answer, "done")
         except (SystemExit, KeyboardInterrupt):
             raise
         except BaseException as error:  # Rust panics arrive as PanicException, which is no Exception
@@ -106,38 +123,212 @@ def _probe(folder: str, scratch: str, forker: int) -> None:
         os._exit(1)
 
 
+def _limit(what: int, most: int) -> None:
+    """Lowers a limit of this process; one that is lower already stays."""
+    soft, hard = resource.getrlimit(what)
+    lowest = min(value for value in (most, soft, hard) if value != resource.RLIM_INFINITY)
+    resource.setrlimit(what, (lowest, lowest))
+
+
+def _data_bytes() -> int:
+    """Bytes of memory that count towards `RLIMIT_DATA`, as this process has them already."""
+    with open("/proc/self/status") as status:  # noqa: PTH123
+        return next(int(line.split()[1]) * 1024 for line in status if line.startswith("VmData:"))
+
+
 def read(folder: str, answer: dict[str, Any]) -> None:
     """Reads the delta in `folder` through Chroma, and notes in `answer` how far it came and what it saw.
+
+    Every tenant, database and collection is read in full, and asked one question of each kind. What is read goes to
+    the file `records` of the working folder (see `shared.inspection.answers`), a page at a time.
 
     Raises:
         BaseException: Whatever Chroma raises.
     """
     import chromadb
-    import numpy as np
 
     answer["chromadb"] = chromadb.__version__
-    answer["stage"] = "open"
-    client = opened(folder)
-    answer["stage"] = "list"
-    for listed in client.list_collections():
-        answer["stage"] = f"count of {listed.name!r}"
-        collection = client.get_collection(listed.name, embedding_function=None)
-        count = collection.count()
-        answer["stage"] = f"get of {listed.name!r}"
-        ids, vector, document = _get_all(collection, count, np)
-        answer["stage"] = f"query of {listed.name!r}"
-        if vector is not None:
-            collection.query(query_embeddings=[vector], n_results=min(3, count))
-        answer["stage"] = f"full-text query of {listed.name!r}"
-        if document is not None:
-            collection.get(where_document={"$contains": document}, limit=1, include=[])
-        digest = hashlib.sha256("".join(f"{id_}\n" for id_ in sorted(ids)).encode("utf-8", "surrogateescape"))
-        answer["collections"].append(
-            {"name": listed.name, "count": count, "ids": len(ids), "digest": digest.hexdigest()}
-        )
+    _reach(answer, "open")
+    places = _places(folder)
+    if places == []:  # all databases were deleted; a client of any would be refused
+        chromadb.AdminClient(_settings(folder)).get_tenant(_DEFAULT[1])
+        return
+    client = opened(folder, places[0] if places else _DEFAULT)
+    with open("records", "wb") as records:  # noqa: PTH123 -- relative to the working folder
+        for database, tenant in places or _places(folder) or [_DEFAULT]:
+            _reach(answer, f"list of {database!r}")
+            client.set_tenant(tenant, database)
+            for listed in client.list_collections():
+                seen = {"id": str(listed.id), "name": listed.name, "database": database, "tenant": tenant}
+                answer["collections"].append(seen)
+                collection = client.get_collection(listed.name, embedding_function=None)
+                _read_collection(collection, seen, answer, records)
 
 
-def opened(folder: str) -> Any:
+def _read_collection(collection: Any, seen: dict[str, Any], answer: dict[str, Any], records: BinaryIO) -> None:
+    _reach(answer, f"count of {collection.name!r}")
+    seen["count"] = count = collection.count()
+    _reach(answer, f"get of {collection.name!r}")
+    sample = _Sample()
+    ids = _write_all(collection, count, sample, records)
+    seen["ids"] = len(ids)
+    text = "".join(f"{id_}\n" for id_ in sorted(set(ids)))
+    seen["digest"] = hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()
+    if count:
+        _ask(collection, count, sample, seen, answer)
+
+
+def _write_all(collection: Any, count: int, sample: _Sample, records: BinaryIO) -> list[str]:
+    """Writes all embeddings of a collection to `records`, and returns their ids."""
+    import numpy as np
+
+    ids: list[str] = []
+    size = _FIRST_PAGE
+    while len(ids) < count:
+        page = collection.get(limit=size, offset=len(ids), include=["embeddings", "documents", "metadatas", "uris"])
+        found = page["ids"]
+        if not found:
+            break
+        if len(page["embeddings"]) != len(found):
+            raise ValueError(f"{len(page['embeddings'])} vectors for {len(found)} ids")
+        vectors = np.asarray(page["embeddings"], "<f4").reshape(len(found), -1)
+        sample.take(vectors, page["documents"] or (), page["metadatas"] or ())
+        head = {
+            "collection": str(collection.id),
+            "width": vectors.shape[1],
+            **{key: page[key] for key in ("ids", "documents", "metadatas", "uris")},
+        }
+        line = json.dumps(head, ensure_ascii=False, default=repr).encode("utf-8", "surrogatepass") + b"\n"
+        records.write(line)
+        records.write(vectors.tobytes())
+        ids += found
+        # Memory stays flat however long texts and vectors are.
+        size = min(_LARGEST_PAGE, max(1, _PAGE_BYTES * len(found) // (len(line) + vectors.nbytes)))
+    records.flush()
+    return ids
+
+
+class _Sample:
+    """What is asked for: some of what `get` gave back.
+
+    `distinct` says whether hardly a vector of the first ones is there twice: an index of equal vectors falls apart.
+    """
+
+    def __init__(self) -> None:
+        self.vectors: list[Any] = []
+        self.finite = True
+        self.text: str | None = None
+        self.values: dict[str, tuple[str, Any]] = {}
+        self._hashes: set[int] = set()
+        self._hashed = 0
+
+    def take(self, vectors: Any, documents: Any, metadatas: Any) -> None:
+        import numpy as np
+
+        finite = np.isfinite(vectors).all(axis=1)
+        self.finite = self.finite and bool(finite.all())
+        usable = vectors[finite]
+        if len(usable):
+            self.vectors = [*self.vectors[:1], usable[0], usable[-1]]
+        new = vectors[: max(0, _NEAREST - self._hashed)]
+        self._hashes.update(hash(vector.tobytes()) for vector in new)
+        self._hashed += len(new)
+        if self.text is None:
+            found = (_PLAIN_TEXT.search(text) for text in documents if text)
+            self.text = next((match[0] for match in found if match), None)
+        if len(self.values) < len(_ASKED_TYPES):
+            for metadata in metadatas:
+                for key, value in (metadata or {}).items():
+                    kind = type(value).__name__
+                    if kind in _ASKED_TYPES and kind not in self.values and _is_plain(key, value):
+                        self.values[kind] = (key, value)
+
+    @property
+    def distinct(self) -> bool:
+        return len(self._hashes) >= _MOSTLY * self._hashed
+
+
+def _is_plain(key: str, value: Any) -> bool:
+    """Whether a filter on this value can mean nothing else."""
+    plain = _PLAIN_KEY.fullmatch(key) is not None
+    if isinstance(value, str):
+        return plain and len(value) <= _LONGEST_ASKED and value.isprintable()
+    return plain and abs(value) <= _LARGEST_ASKED  # no NaN either
+
+
+def _ask(collection: Any, count: int, sample: _Sample, seen: dict[str, Any], answer: dict[str, Any]) -> None:
+    """Asks one question of each kind. `seen["unanswered"]` then names those that find nothing of what is there."""
+    name = collection.name
+    seen["unanswered"] = unanswered = []
+    _reach(answer, f"peek of {name!r}")
+    if not collection.peek(limit=1)["ids"]:
+        unanswered.append("peek")
+    wanted = min(count, _NEAREST)
+    found = wanted
+    if sample.vectors:
+        found = 0
+        for vector in sample.vectors:
+            _reach(answer, f"query of {name!r}")
+            nearest = collection.query(query_embeddings=[vector], n_results=wanted, include=["distances"])
+            found = max(found, len(set(nearest["ids"][0])))
+            if found >= _FEW * wanted:
+                break
+    # Which neighbours a query finds varies, and it finds few among vectors that are equal, or no numbers.
+    if found < _FEW * wanted and sample.finite and sample.distinct:
+        unanswered.append(f"query for {wanted}, which finds {found},")
+    for kind, (key, value) in sample.values.items():
+        _reach(answer, f"filter of {name!r} by a value of type {kind}")
+        if _nothing(collection, where={key: value}) and kind != "float":  # whose last digit may be another
+            unanswered.append(f"filter by a value of type {kind}")
+    if sample.text is not None:
+        _reach(answer, f"full-text query of {name!r}")
+        # When 1.x upgrades a delta of 0.4.3, it makes other texts than the documents searchable: one of them is enough.
+        if all(_nothing(collection, where_document={"$contains": part}) for part in (sample.text, *set(sample.text))):
+            unanswered.append("full-text query")
+
+
+def _nothing(collection: Any, **question: Any) -> bool:
+    """Whether a filter finds nothing. One that the collection's own schema has turned off has no answer."""
+    from chromadb.errors import InvalidArgumentError
+
+    try:
+        return not collection.get(limit=1, include=[], **question)["ids"]
+    except InvalidArgumentError as error:
+        if "is disabled" in str(error):
+            return False
+        raise
+
+
+def _reach(answer: dict[str, Any], stage: str) -> None:
+    """Notes a stage, also in the file `progress`, which tells how far a process came that was ended."""
+    answer["stage"] = stage
+    with suppress(FileNotFoundError), open("progress", "r+b") as progress:  # noqa: PTH123
+        progress.write(stage.encode("utf-8", "replace").ljust(_STAGE_BYTES)[:_STAGE_BYTES])
+
+
+def _places(folder: str) -> list[tuple[str, str]] | None:
+    """Name and tenant of each database, the default one first; None where the file does not tell."""
+    path = os.path.abspath(os.path.join(folder, "chroma.sqlite3"))  # noqa: PTH100, PTH118
+    if not os.path.isfile(path):  # noqa: PTH113
+        return None
+    try:
+        with closing(sqlite3.connect(f"file:{quote(path)}?mode=ro&immutable=1", uri=True)) as connection:
+            connection.execute("PRAGMA trusted_schema=OFF")
+            rows = connection.execute("SELECT name, tenant_id FROM databases").fetchmany(_MOST_DATABASES)
+    except sqlite3.Error:
+        return None
+    if not all(isinstance(value, str) for row in rows for value in row):
+        return None
+    return sorted(set(rows), key=lambda row: (row != _DEFAULT, row))
+
+
+def _settings(folder: str) -> Any:
+    from chromadb.config import Settings
+
+    return Settings(anonymized_telemetry=False, is_persistent=True, persist_directory=folder)
+
+
+def opened(folder: str, place: tuple[str, str] = _DEFAULT) -> Any:
     """A client of Chroma on the delta in `folder`, which is written to.
 
     Where opening changed the tables, an older version had written them, and the client is opened once more. Chroma has
@@ -145,18 +336,21 @@ def opened(folder: str) -> Any:
     today: every hundredth client of a busy machine then dies of a healthy delta (`ColumnNotFound("bool_value")`, or
     `Error sending backfill request`; measured, chromadb 1.5.9 on deltas of 0.4).
 
+    Args:
+        folder: The delta.
+        place: Name and tenant of the database that the client is for.
+
     Raises:
         BaseException: Whatever Chroma raises.
     """
     import chromadb
-    from chromadb.config import Settings
 
-    settings = Settings(anonymized_telemetry=False)
+    database, tenant = place
     before = _schema_cookie(folder)
-    client = chromadb.PersistentClient(folder, settings=settings)
+    client = chromadb.PersistentClient(folder, settings=_settings(folder), tenant=tenant, database=database)
     if _schema_cookie(folder) != before:
         client.close()
-        client = chromadb.PersistentClient(folder, settings=settings)
+        client = chromadb.PersistentClient(folder, settings=_settings(folder), tenant=tenant, database=database)
     return client
 
 
@@ -165,23 +359,6 @@ def _schema_cookie(folder: str) -> bytes:
     with suppress(FileNotFoundError), open(os.path.join(folder, "chroma.sqlite3"), "rb") as database:  # noqa: PTH118, PTH123
         return database.read(44)[40:]
     return b""
-
-
-def _get_all(collection: Any, count: int, np: Any) -> tuple[set[str], Any, str | None]:
-    ids: set[str] = set()
-    vector = document = None
-    for offset in range(0, count, _PAGE):
-        page = collection.get(limit=_PAGE, offset=offset, include=["embeddings", "documents", "metadatas"])
-        ids.update(page["ids"])
-        if len(page["embeddings"]) != len(page["ids"]):
-            raise ValueError(f"{len(page['embeddings'])} vectors for {len(page['ids'])} ids")
-        if not np.isfinite(page["embeddings"]).all():
-            raise ValueError("a vector holds NaN or infinity")
-        if vector is None and len(page["ids"]):
-            vector = page["embeddings"][0]
-        if document is None:
-            document = next((text[:40] for text in page["documents"] or [] if text and len(text) >= 3), None)
-    return ids, vector, document
 
 
 if __name__ == "__main__":

@@ -31,7 +31,7 @@ _CACHED_KIB = 512  # of pages: nearly all are looked at once, and memory that is
 _PROGRESS_STEPS = 20_000  # virtual machine steps between two looks at the clock, some milliseconds
 
 _CORRUPT = {sqlite3.SQLITE_CORRUPT: "sqlite.malformed", sqlite3.SQLITE_NOTADB: "sqlite.not_a_database"}
-_ENVIRONMENT = {
+ENVIRONMENT = {
     sqlite3.SQLITE_CANTOPEN: "check.cannot_open",
     sqlite3.SQLITE_NOMEM: "check.memory",
     sqlite3.SQLITE_FULL: "check.disk_full",
@@ -145,8 +145,8 @@ def explained(doing: str) -> Iterator[list[Finding]]:
         detail = printable(f"{doing}: {error}", _LONGEST_SHOWN)  # SQLite quotes names of the delta
         if primary in _CORRUPT:
             findings.append(Finding(_CORRUPT[primary], DATABASE, detail))
-        elif primary in _ENVIRONMENT:
-            raise CouldNotCheck(_ENVIRONMENT[primary], detail) from error
+        elif primary in ENVIRONMENT:
+            raise CouldNotCheck(ENVIRONMENT[primary], detail) from error
         else:
             raise CouldNotCheck("check.local_io", f"{detail} (SQLite code {primary})") from error
     except UnicodeDecodeError:
