@@ -1,8 +1,8 @@
 """A lock in S3: one object, written on the condition that it is not there, renewed while it is held.
 
-A lock that is not renewed expires. Expiry makes it a promise, not a proof: a holder that was stopped for longer than it
-lasts may believe that it still has it. So whoever writes under a lock calls `check` before, writes where nobody else
-does, and publishes on a condition of its own (see `compaction.snapshot`), which a holder that was overtaken cannot meet.
+A lock that is not renewed expires. Expiry makes it a promise, not a proof: a holder that was stopped for longer than
+it lasts may believe that it still has it. So whoever writes under a lock calls `check` before, writes where nobody else
+does, and publishes on a condition of its own (see `compaction.snapshot`), which an overtaken holder cannot meet.
 https://docs.aws.amazon.com/AmazonS3/latest/userguide/conditional-writes.html
 
 No clock of a machine decides: a holder measures what has passed since it renewed the lock, and whoever finds a lock
@@ -129,7 +129,7 @@ class Lock:
                 self._lost = str(error)
                 logger.error("Lock lost", extra={"lock": self._key, "reason": str(error)})
                 return
-            except BaseException as error:  # whatever it is, `check` tells it once the lock has expired
+            except BaseException as error:  # noqa: BLE001 - `check` tells it once the lock has expired
                 self._failure = error
                 logger.warning("Lock not renewed", extra={"lock": self._key, "reason": str(error)})
 

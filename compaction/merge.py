@@ -161,11 +161,15 @@ def _merge(
         return finished
     check()
     claim = Claim(store, destination, found)
-    _make_room(store, destination, claim)
-    fingerprint = _uploaded(GuardedStore(store, check, claim.check), plan, destination, directory, settings)
-    check()
-    made = {"fingerprint": fingerprint, "embeddings": embeddings}
-    claim.settle(receipt.model_copy(update=made))
+    try:
+        _make_room(store, destination, claim)
+        fingerprint = _uploaded(GuardedStore(store, check, claim.check), plan, destination, directory, settings)
+        check()
+        made = {"fingerprint": fingerprint, "embeddings": embeddings}
+        claim.settle(receipt.model_copy(update=made))
+    except BaseException:
+        claim.withdraw()
+        raise
     logger.info("Merged", extra={"destination": destination.uri, "deltas": len(plan.sources), "embeddings": embeddings})
     return Merged(destination, fingerprint, embeddings)
 

@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from compaction.failure import MergeOvertaken
 from shared.delta import DeltaLocation
-from shared.errors import ObjectGone
+from shared.errors import ObjectGone, StorageError
 from shared.storage import Store
 from shared.telemetry import logger
 
@@ -129,6 +129,13 @@ class Claim:
         data = receipt.model_dump_json(indent=1).encode() + b"\n"
         if not self._store.replace(self._destination.bucket, receipt_key(self._destination), data, self._etag()):
             raise self._overtaken()
+
+    def withdraw(self) -> None:
+        """Removes the claim of an attempt that failed. A store that refuses is no error: it is in nobody's way."""
+        try:
+            self._store.delete(self._destination.bucket, receipt_key(self._destination), self._etag())
+        except (MergeOvertaken, StorageError) as error:
+            logger.info("Claim left behind", extra={"destination": self._destination.uri, "reason": str(error)})
 
     def _etag(self) -> str:
         etag, data = _read(self._store, self._destination)

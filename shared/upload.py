@@ -203,8 +203,9 @@ class _Upload:
 
     def _place(self, number: int) -> None:
         """Writes what is not there: indexes, then the database, by which a delta is known, then the manifest."""
-        self._there.clear()
-        self._refuted = False
+        if self._refuted:
+            self._there.clear()
+            self._refuted = False
         found = self._store.list_delta(self._location).by_name
         expected = {file.name: file for file in self._manifest.files}
         for name in found.keys() - expected.keys() - {MANIFEST}:
@@ -249,6 +250,7 @@ class _Upload:
         if self._own.get(file.name) == stored.etag:  # damaged on its way to a store that did not notice
             self._remove(file.name)
             return False
+        self._refuted = True
         raise self._taken(file.name)
 
     def _find_manifest(self) -> bool:
