@@ -45,16 +45,16 @@ def _functions() -> Mapping[str, list[Policy]]:
         watched, events_queue="${DeltasQueue.Arn}", resubmit_queue=_RESUBMIT_QUEUE, event_bus=_BUS
     )
     telling = policies.validator(watched, resubmit_queue=_RESUBMIT_QUEUE, event_bus=_BUS)
-    merged = _scope("${WatchedPrefix}", f"{places.INTERMEDIATES}/", f"{places.SNAPSHOTS}/")
-    compaction = policies.compaction(merged, intermediate_prefix=f"{places.INTERMEDIATES}/", event_bus=_BUS)
-    snapshots = policies.compaction(merged, intermediate_prefix=f"{places.SNAPSHOTS}/")
+    compaction = policies.compaction(
+        watched,
+        intermediate_prefix=f"{places.INTERMEDIATES}/",
+        snapshot_prefix=f"{places.SNAPSHOTS}/",
+        event_bus=_BUS,
+    )
     return {
         "validator": validator["Statement"],
         "scanner": _scanner(_scope(""), _named(telling, "SendMessages", "Tell")),
-        "compaction": [
-            *compaction["Statement"],
-            *({**statement, "Sid": "WriteSnapshots"} for statement in _named(snapshots, "WriteResults")),
-        ],
+        "compaction": compaction["Statement"],
         "resubmission": _resubmission(watched),
     }
 

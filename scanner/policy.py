@@ -153,7 +153,15 @@ def scanner(**options: Any) -> None:
     default="intermediate/",
     show_default=True,
     callback=lambda _ctx, _parameter, value: _folder(value),
-    help="Where its results go.",
+    help="Where the results of chunks go.",
+)
+@click.option(
+    "--snapshot-prefix",
+    metavar="PREFIX",
+    default="snapshots/",
+    show_default=True,
+    callback=lambda _ctx, _parameter, value: _folder(value),
+    help="Where snapshots go.",
 )
 @_arn("--event-bus", "EventBridge bus that is told of refused chunks.")
 def compaction(**options: Any) -> None:

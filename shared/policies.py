@@ -9,7 +9,7 @@ https://docs.aws.amazon.com/AmazonS3/latest/userguide/conditional-deletes.html (
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from shared.delta import DATABASE
@@ -156,33 +156,37 @@ def scanner(scope: Scope, *, quarantine: bool = False) -> Policy:
     return _policy([*scope.listing(held=False), _allow("ReadDeltas", ["s3:GetObject"], scope.deltas())])
 
 
-def compaction(scope: Scope, *, intermediate_prefix: str = "intermediate/", event_bus: str | None = None) -> Policy:
+def compaction(
+    scope: Scope,
+    *,
+    intermediate_prefix: str = "intermediate/",
+    snapshot_prefix: str = "snapshots/",
+    event_bus: str | None = None,
+) -> Policy:
     """The role of compaction: its gate reads deltas, tags and quarantine records, and tells of a chunk that it refuses;
-    its results are uploaded as deltas.
+    its results are uploaded as deltas, and those of chunks are read as such.
 
     Args:
         scope: Deltas and quarantine.
-        intermediate_prefix: Where its results go, ending with `/`.
+        intermediate_prefix: Where the results of chunks and groups go, ending with `/`.
+        snapshot_prefix: Where snapshots go, their lock, and the pointer to the newest, ending with `/`.
         event_bus: ARN of the event bus.
     """
-    results = Scope(scope.bucket, (intermediate_prefix,), partition=scope.partition)
-    listed = Scope(
-        scope.bucket,
-        tuple(dict.fromkeys((*scope.prefixes, intermediate_prefix))),
-        scope.quarantine_bucket,
-        scope.quarantine_prefix,
-        scope.partition,
-    )
+    merged = _with(scope, *scope.prefixes, intermediate_prefix)
     return _policy(
         [
-            *listed.listing(),
-            _allow("ReadDeltas", ["s3:GetObject"], scope.deltas()),
-            _allow("ReadVerdicts", ["s3:GetObjectTagging"], scope.deltas(f"/{DATABASE}")),
+            *_with(scope, *merged.prefixes, snapshot_prefix).listing(),
+            _allow("ReadDeltas", ["s3:GetObject"], merged.deltas()),
+            _allow("ReadVerdicts", ["s3:GetObjectTagging"], merged.deltas(f"/{DATABASE}")),
             _allow("ReadRecords", ["s3:GetObject"], scope.held(f"*/{_RECORD}")),
-            _uploading("WriteResults", results),
+            _uploading("WriteResults", _with(scope, intermediate_prefix, snapshot_prefix)),
             *_publish(event_bus),
         ]
     )
+
+
+def _with(scope: Scope, *prefixes: str) -> Scope:
+    return replace(scope, prefixes=tuple(dict.fromkeys(prefixes)))
 
 
 def producer(scope: Scope) -> Policy:

@@ -12,6 +12,8 @@ import boto3
 import pytest
 from botocore.exceptions import ConnectionClosedError
 
+from compaction.chunk import process
+from compaction.snapshot import final_merge
 from scanner.gate import ChunkRejected, precheck
 from scanner.targets import StoredRoot, deltas_below
 from shared import policies
@@ -222,7 +224,12 @@ def test_compaction(
     quarantine(plain, location, judge_stored(plain, location, Depth.STRUCTURE, SETTLED), SETTLED)
     with pytest.raises(ChunkRejected, match="quarantined at"):
         precheck("deltas", ["words/delta/broken", "words/delta/sound"], store=recorder.store(), settings=SETTLED)
-    upload_delta(healthy_delta, "deltas", "intermediate/b/chunk-1", store=recorder.store(), settings=SETTLED)
+    monkeypatch.setenv("CHROMADB_BUCKET", "deltas")
+    plain.put("deltas", "intermediate/b/chunk-1/chroma.sqlite3", b"the rest of an attempt that was killed")
+    sound = [{"delta_key": "words/delta/sound"}]
+    merged = process("b", 1, sound, {}, store=recorder.store(), settings=SETTLED)
+    for _ in range(2):
+        final_merge("b", [merged["intermediate_key"]], store=recorder.store(), settings=SETTLED)
     upload_and_fail(recorder, healthy_delta, "intermediate/b/chunk-2")
     upload_in_parts_and_fail(recorder, tmp_path, "intermediate/b/chunk-3/chroma.sqlite3", monkeypatch)
     assert_exact(policies.compaction(SCOPE), recorder)
