@@ -16,6 +16,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
+import pytest
 from botocore.awsrequest import AWSResponse
 from botocore.exceptions import ConnectionClosedError
 from botocore.httpsession import URLLib3Session
@@ -145,6 +146,9 @@ FAULTS: dict[str, Fault] = {
     "body altered": body_altered,
 }
 """What may happen to a request, by name."""
+
+MARKED_FAULTS = [name if name == "reset after" else pytest.param(name, marks=pytest.mark.slow) for name in FAULTS]
+"""Their names as parameters of a test: the most treacherous one always, the others among the slow tests."""
 
 
 def numbers(requests: int, sample: int) -> list[int]:

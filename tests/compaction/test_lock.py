@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import threading
+import time
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -11,7 +13,7 @@ import pytest
 
 from compaction.lock import LockHeld, LockLost, held_lock
 from shared.storage import Store
-from tests import faults
+from tests import faults, races
 
 KEY = "snapshots/lock.json"
 
@@ -100,3 +102,72 @@ def test_a_store_that_does_not_answer_at_the_end_leaves_it_to_expire(bucket: str
     with held_lock(silent, bucket, KEY, "a test"):
         pass
     assert is_there(store, bucket)
+
+
+def test_it_is_renewed_while_it_is_held(store: Store, bucket: str) -> None:
+    with held_lock(store, bucket, KEY, "a long one", seconds=0.5) as lock:
+        first = content(bucket)["expires_at"]
+        renewed = threading.Event()
+        while not renewed.wait(0.02):
+            if content(bucket)["expires_at"] > first:
+                renewed.set()
+        assert content(bucket)["holder"] == lock.holder
+
+
+def test_renewing_gives_it_its_whole_time_again(store: Store, bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    with held_lock(store, bucket, KEY, "a long one", seconds=60) as lock:
+        real = time.monotonic
+        for passed in (50, 100, 150):
+            monkeypatch.setattr("compaction.lock.time.monotonic", lambda passed=passed: real() + passed)
+            lock.renew()
+            lock.check()
+        monkeypatch.setattr("compaction.lock.time.monotonic", lambda: real() + 210)
+        with pytest.raises(LockLost, match="expired at"):
+            lock.check_if_due()
+
+
+def test_one_that_is_lost_is_not_renewed(store: Store, bucket: str) -> None:
+    with held_lock(store, bucket, KEY, "the slow") as lock:
+        put(bucket, seconds=60, holder="the next")
+        with pytest.raises(LockLost, match="is lost to the next"):
+            lock.renew()
+    assert content(bucket)["holder"] == "the next"
+
+
+@pytest.mark.parametrize("hours", [-5, 5])
+def test_the_clock_of_this_machine_decides_nothing(
+    hours: int, store: Store, bucket: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Wrong(datetime):
+        @classmethod
+        def now(cls, tz: Any = None) -> datetime:
+            return datetime.now(tz) + timedelta(hours=hours)
+
+    store.holds(bucket, KEY)  # so that the store has told its time
+    monkeypatch.setattr("shared.client.datetime", Wrong)
+    put(bucket, seconds=60)
+    with pytest.raises(LockHeld):
+        held_lock(store, bucket, KEY, "the second").__enter__()
+    put(bucket, seconds=-60)
+    with held_lock(store, bucket, KEY, "the second") as lock:
+        lock.check()
+
+
+@pytest.mark.usefixtures("fast_retries")
+@pytest.mark.parametrize("taking_over", [False, True])
+@pytest.mark.parametrize("fault", ["reset after", "500 after"])
+@pytest.mark.parametrize("repeats", [True, False])
+def test_a_lock_whose_answer_was_lost_is_known_as_ones_own(
+    fault: str, taking_over: bool, repeats: bool, bucket: str, store: Store
+) -> None:
+    if taking_over:
+        put(bucket, seconds=-60)
+
+    def hold(store: Store) -> None:
+        with held_lock(store, bucket, KEY, "a test") as lock:
+            lock.check()
+
+    write = 4 if taking_over else 1  # after the exclusive write, and a look at what lies there
+    ran = races.disturbed(write, hold, races.FAULTS[fault], repeats=repeats)
+    assert (ran.reached, ran.error) == (True, None)
+    assert not is_there(store, bucket)

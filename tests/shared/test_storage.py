@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import time
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from shared.delta import DATABASE, MAX_FILES, DeltaFile, DeltaLocation
 from shared.errors import ObjectChanged, ObjectGone, StorageError
 from shared.manifest import encode_checksum
 from shared.storage import Store, current_store
-from tests import faults
+from tests import faults, races
 
 
 @pytest.fixture
@@ -248,3 +249,45 @@ def test_a_store_that_tells_no_time_is_not_believed_to_have_the_local_one(bucket
     store.holds(bucket, "")
     with pytest.raises(StorageError, match="time of the store is not known"):
         store.now()
+
+
+@pytest.mark.usefixtures("fast_retries")
+class TestLostAnswers:
+    """The store has done what it was asked for, and nobody hears of it: botocore asks again, and meets its own work."""
+
+    @pytest.fixture(params=["reset after", "500 after"])
+    def once(self, request: pytest.FixtureRequest) -> Callable[..., races.Ran]:
+        """Does some work whose first write is answered so."""
+
+        def run(work: races.Work, *, repeats: bool) -> races.Ran:
+            return races.disturbed(1, work, races.FAULTS[request.param], repeats=repeats)
+
+        return run
+
+    @pytest.mark.parametrize("repeats", [True, False], ids=["repeated", "final"])
+    def test_an_exclusive_write_that_was_done_counts(self, once: Any, repeats: bool, bucket: str) -> None:
+        ran = once(lambda store: store.put(bucket, "one", b"mine", only_if_absent=True), repeats=repeats)
+        assert (ran.result, ran.error) == (True, None)
+
+    @pytest.mark.parametrize("repeats", [True, False], ids=["repeated", "final"])
+    def test_a_replacement_that_was_done_counts(self, once: Any, repeats: bool, store: Store, bucket: str) -> None:
+        store.put(bucket, "one", b"first")
+        etag = store.head(bucket, "one").etag
+        ran = once(lambda store: store.replace(bucket, "one", b"mine", etag), repeats=repeats)
+        assert (ran.result, ran.error) == (True, None)
+
+    @pytest.mark.parametrize("repeats", [True, False], ids=["repeated", "final"])
+    def test_a_copy_that_was_done_counts(self, once: Any, repeats: bool, store: Store, bucket: str) -> None:
+        store.put(bucket, "one", b"mine")
+        etag = store.head(bucket, "one").etag
+        copy = lambda store: store.copy(bucket, "one", etag, bucket, "two", 4, only_if_absent=True)  # noqa: E731
+        ran = once(copy, repeats=repeats)
+        assert ran.error is None
+        assert store.read(bucket, "two", 10) == b"mine"
+
+    def test_what_another_wrote_is_not_taken_for_it(self, store: Store, bucket: str) -> None:
+        store.put(bucket, "one", b"theirs")
+        mine = lambda store: store.put(bucket, "one", b"mine", only_if_absent=True)  # noqa: E731
+        for fault in ("reset before", "reset after"):
+            assert races.disturbed(1, mine, races.FAULTS[fault]).result is False
+        assert isinstance(races.disturbed(1, mine, races.FAULTS["reset before"], repeats=False).error, StorageError)
