@@ -170,6 +170,7 @@ def held_lock(store: Store, bucket: str, key: str, purpose: str, seconds: float 
         StorageError: A request failed.
     """
     asked_at = time.monotonic()
+    store.holds(bucket, key)  # whose answer tells the time of the store
     expires_at = store.now() + timedelta(seconds=seconds)
     content = _Content(holder=uuid.uuid4().hex, purpose=purpose, expires_at=expires_at)
     if not store.put(bucket, key, content.as_bytes(), only_if_absent=True):
@@ -204,7 +205,6 @@ def _taken_over(store: Store, bucket: str, key: str, content: _Content, seconds:
             f"{_place(bucket, key)}: held by {there.holder} ({there.purpose}) "
             f"until {there.expires_at:%Y-%m-%dT%H:%M:%SZ} or longer; try again then"
         )
-    # Only now is the time of the store known for sure: its answers told it.
     content = content.model_copy(update={"expires_at": store.now() + timedelta(seconds=seconds)})
     data = content.as_bytes()
     if found is None:
