@@ -89,7 +89,7 @@ def disturbed(request_number: int, work: Work, fault: Fault, *, repeats: bool = 
     hook = _Hook(request_number, fault)
     client.meta.events.register_first("before-send.s3", hook)
     if not repeats:
-        client.meta.events.register_first("needs-retry.s3", lambda **_: None)
+        client.meta.events.unregister("needs-retry.s3", unique_id="retry-config-s3")
     try:
         result = work(Store(client))
     except BaseException as error:  # a kill is none of `Exception`, and its end is looked at, too

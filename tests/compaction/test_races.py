@@ -16,6 +16,7 @@ from compaction.failure import MergeFailed, MergeOvertaken
 from compaction.lock import LockHeld, LockLost
 from compaction.snapshot import final_merge
 from local.deltas import DeltaRecipe, build_delta
+from scanner.gate import ChunkRejected
 from shared.client import s3_client
 from shared.delta import MANIFEST, DeltaLocation
 from shared.errors import CouldNotCheck, UploadFailed
@@ -29,7 +30,8 @@ from tests import races
 SETTINGS = Settings(settle_seconds=0)
 CHUNK = "intermediate/b/chunk-0/"
 LATEST, LOCK = "snapshots/latest.json", "snapshots/lock.json"
-RETRYABLE = (MergeFailed, UploadFailed, CouldNotCheck, LockHeld, LockLost)
+FOREIGN = "00000000-0000-4000-8000-000000000000/header.bin"
+RETRYABLE = (ChunkRejected, MergeFailed, UploadFailed, CouldNotCheck, LockHeld, LockLost)
 
 pytestmark = pytest.mark.usefixtures("fast_retries")
 
@@ -288,6 +290,7 @@ def _with_fault(
             tally.ended(ran)
             with tally.case(number, "repeated" if repeats else "final"):
                 assert ran.error is None or isinstance(ran.error, RETRYABLE), repr(ran.error)
+                assert "corrupt" not in str(ran.error)
                 assert_whole_or_not_finished(bucket, CHUNK)
                 expire_lock(bucket)
                 work(Store(s3_client()))
@@ -305,7 +308,7 @@ def test_a_published_snapshot_is_never_removed_whatever_a_repeated_call_finds(
     first = merging(Store(s3_client()))["snapshot_key"]
     client, receipt = boto3.client("s3"), first.rstrip("/") + ".receipt.json"
     if change == "a foreign object":
-        client.put_object(Bucket=bucket, Key=f"{first}notes.txt", Body=b"somebody's")
+        client.put_object(Bucket=bucket, Key=f"{first}{FOREIGN}", Body=b"somebody's")
     elif change == "no receipt":
         client.delete_object(Bucket=bucket, Key=receipt)
     else:
@@ -324,7 +327,7 @@ def test_a_receipt_is_of_what_the_merge_wrote_and_not_of_whatever_lies_there(
     """Another party adds an object in front of the receipt: the next call does not take both for finished work."""
 
     def add() -> None:
-        boto3.client("s3").put_object(Bucket=bucket, Key=f"{CHUNK}notes.txt", Body=b"somebody's")
+        boto3.client("s3").put_object(Bucket=bucket, Key=f"{CHUNK}{FOREIGN}", Body=b"somebody's")
 
     work = chunk(deltas)
     requests = races.counted(work)
