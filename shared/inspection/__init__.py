@@ -170,7 +170,8 @@ def _look_inside(
     observed = inspect_schema(connection, schema)
     if status_of(observed) is not Status.HEALTHY:
         return observed + _left(connection, schema, observed), ()
-    unsearchable = integrity.then(sqlite.inspect_fulltext) if schema.searches_fulltext else list
+    search = partial(sqlite.inspect_fulltext, migrated=schema.fulltext_migrated)
+    unsearchable = integrity.then(search) if schema.searches_fulltext else list
     collections, found = read_collections(connection, schema)
     observed += found
     observed += _left(connection, schema, found)
@@ -181,7 +182,7 @@ def _look_inside(
     damaged = status_of(observed) is Status.CORRUPT
     contents, found = look(damaged=damaged)
     texts = unsearchable()
-    if texts and not damaged:  # then it has to be told of every collection what is left of it
+    if status_of(texts) is Status.CORRUPT and not damaged:  # then it has to be told of every collection what is left of it
         contents, found = look(damaged=True)
     observed = texts + observed + found
     known = {collection.vector_segment for collection in collections}

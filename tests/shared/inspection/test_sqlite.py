@@ -64,7 +64,7 @@ PATCHES = [
     (19, b"\x03", "sqlite.header_invalid", "read version at offset 19 is 3, expected 1 or 2"),
     (21, b"\x41", "sqlite.header_invalid", "payload fractions at offset 21 is [65, 32, 32]"),
     (44, struct.pack(">I", 9), "sqlite.header_invalid", "schema format at offset 44 is 9"),
-    (56, struct.pack(">I", 2), "sqlite.header_invalid", "text encoding at offset 56 is 2"),
+    (56, struct.pack(">I", 4), "sqlite.header_invalid", "text encoding at offset 56 is 4"),
 ]
 
 
@@ -243,7 +243,9 @@ def test_a_full_text_table_that_cannot_answer_is_unusable(delta: Path, statement
 
 def test_a_row_number_that_is_a_long_text_does_not_fill_the_report(delta: Path) -> None:
     untyped(delta, "embedding_metadata")
+    untyped(delta, "embeddings")
     changed(delta, "UPDATE embedding_metadata SET id = hex(zeroblob(100000)) WHERE key = 'chroma:document'")
+    changed(delta, "UPDATE embeddings SET id = hex(zeroblob(100000)) WHERE id = 1")
     (finding,) = fulltext_of(delta)
     assert finding.code == "sqlite.fulltext_unusable"
     assert len(finding.detail) < 200
