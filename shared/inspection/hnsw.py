@@ -241,7 +241,7 @@ class IndexRecords:
                 f"expected {header.dimension} finite numbers"
             )
             findings.append(Finding("hnsw.vector_not_finite", name, detail))
-        elif self._lengths.count:
+        if self._lengths.count:
             first = self._lengths.first
             at = first * header.record_size + header.data_offset
             vector = self._files.read("data_level0.bin", at, header.label_offset - header.data_offset).view("<f4")
