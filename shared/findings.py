@@ -42,6 +42,8 @@ CATALOGUE: dict[str, FindingKind] = {
     # names and sizes
     "layout.database_missing": FindingKind(_A, "There is no chroma.sqlite3; Chroma would create an empty one."),
     "layout.journal_present": FindingKind(_P, "A journal or write-ahead log holds data: copied during a write."),
+    "layout.journal_unsettled": FindingKind(_U, "A writer was killed and left a journal: to open the folder settles it."),
+    "layout.journal_stale": FindingKind(_N, "A journal or write-ahead log that SQLite does not use."),
     "layout.segment_file_missing": FindingKind(_A, "A file of a vector index that holds vectors is missing."),
     "layout.file_name_hostile": FindingKind(_N, "A file name that could leave its folder; it was never followed."),
     "layout.foreign_file": FindingKind(_N, "A file that is not Chroma's; it is ignored."),
@@ -60,6 +62,7 @@ CATALOGUE: dict[str, FindingKind] = {
     "sqlite.table_missing": FindingKind(_P, "A table that Chroma needs is missing."),
     "sqlite.column_missing": FindingKind(_P, "A table lacks a column that Chroma reads."),
     "sqlite.unexpected_trigger": FindingKind(_U, "A trigger that no Chroma writes would run in the reader."),
+    "sqlite.foreign_trigger": FindingKind(_N, "A trigger of a table that Chroma never writes, so it never runs."),
     "sqlite.unexpected_view": FindingKind(_N, "A view that no Chroma writes; it is never read."),
     "sqlite.table_replaced": FindingKind(_P, "A view or virtual table stands in a table's place: not Chroma's."),
     "sqlite.unexpected_expression": FindingKind(_U, "A table of Chroma's computes values that no Chroma writes."),

@@ -158,7 +158,7 @@ def judge_folder(path: Path, depth: Depth, settings: Settings) -> Judgement:
     work = _Work(str(path), depth)
     try:
         work.listing = list_folder(path)
-        content = FolderContent(path, work.listing, settings.max_delta_bytes)
+        content = FolderContent(path, work.listing, settings.max_delta_bytes, in_place=True)
         work.read_manifest(lambda length: content.head(MANIFEST, length))
         if work.manifest is not None:
             check_size(work.listing, settings.max_delta_bytes)

@@ -292,9 +292,11 @@ def _upper_levels(segment: str, header: IndexHeader, content: NDArray[np.uint8])
         element += skipped
         size = int(words[position])
         count, rest = divmod(size, header.level_size)
-        if rest or position + 1 + size // 4 > len(words):
+        if rest:
             detail = f"{size} bytes of links at offset {4 * position}, expected a multiple of {header.level_size}"
             return [Finding("hnsw.link_invalid", name, detail)]
+        if position + 1 + size // 4 > len(words):
+            break
         levels[element], starts[element] = count, position + 1
         at = position + 1 + size // 4
         element += 1

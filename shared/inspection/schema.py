@@ -50,11 +50,13 @@ _REQUIRED: tuple[tuple[str, tuple[str, int], str], ...] = (
 )
 _SHADOWS = tuple(f"{FULLTEXT}_{part}" for part in ("data", "idx", "content", "docsize", "config"))
 _CHROMAS = {table for table, _, _ in _REQUIRED} | set(_SHADOWS)
+_WRITTEN = _CHROMAS | {"acquire_write", "maintenance_log"}
 _IDENTIFIER = r'(?:"(?:[^"]|"")*"|`[^`]*`|\[[^]]*\]|\w+)'
 _PLAIN_TABLE = re.compile(r"create\s+table\b", re.IGNORECASE)
 _CHECK = re.compile(r"\bcheck\s*\(", re.IGNORECASE)
 _INDEX = re.compile(
-    rf"create\s+(?:unique\s+)?index\s+(?:if\s+not\s+exists\s+)?{_IDENTIFIER}\s+on\s+{_IDENTIFIER}\s*(?=\()", re.IGNORECASE
+    rf"create\s+(?:unique\s+)?index\s+(?:if\s+not\s+exists\s+)?{_IDENTIFIER}\s+on\s+{_IDENTIFIER}\s*(?=\()",
+    re.IGNORECASE,
 )
 _TOKEN = re.compile(r"""'(?:[^']|'')*'|"(?:[^"]|"")*"|`[^`]*`|\[[^]]*\]|\w+|[(),.+*/<>=!&|~-]|\s+""")
 # What an index may compute: what takes time and memory by the length of the row alone. No pattern is matched.
@@ -66,7 +68,8 @@ _BEFORE_BRACKET = {"and", "or", "not", "in", "where", "is", "between", "when", "
 _COLLATIONS = {"binary", "nocase", "rtrim"}
 _COSTLY = {"like", "glob", "regexp", "match", "select", "raise", "exists"}
 _FULLTEXT_SQL = re.compile(
-    rf"create\s+virtual\s+table\s+(?:if\s+not\s+exists\s+)?\W?{FULLTEXT}\W?\s+using\s+fts5\s*\((.*)\)", re.IGNORECASE | re.DOTALL
+    rf"create\s+virtual\s+table\s+(?:if\s+not\s+exists\s+)?\W?{FULLTEXT}\W?\s+using\s+fts5\s*\((.*)\)",
+    re.IGNORECASE | re.DOTALL,
 )
 _FULLTEXT_PART = re.compile(
     r"""\s*(?:(?P<column>\W?string_value\W?)
@@ -88,7 +91,8 @@ class Schema:
     Args:
         tables: Columns of each plain table, by its name.
         replaced: Tables whose name stands for a view or virtual table; they are never read.
-        triggers: Names.
+        triggers: Names of those that something which Chroma does may fire.
+        foreign_triggers: Names of the others.
         views: Names.
         fulltext: Whether the full-text table is declared so that Chroma can search it, by whatever tokenizer.
         fulltext_unknown: Whether there is a table of its name that is declared in another way.
@@ -101,6 +105,7 @@ class Schema:
     tables: dict[str, set[str]] = field(default_factory=dict)
     replaced: set[str] = field(default_factory=set)
     triggers: list[str] = field(default_factory=list)
+    foreign_triggers: list[str] = field(default_factory=list)
     views: list[str] = field(default_factory=list)
     fulltext: bool = False
     fulltext_unknown: bool = False
@@ -145,7 +150,7 @@ def read_schema(connection: sqlite3.Connection) -> tuple[Schema, list[Finding]]:
                 if sql and not _is_cheap_index(sql):
                     computing.append((table, f"index {printable(name)} holds an expression"))
             else:
-                _note_other(schema, kind, name, sql)
+                _note_other(schema, kind, name, table, sql)
     for table, detail in computing:
         schema.computing.add(table)
         code = "sqlite.unexpected_expression" if table in _CHROMAS else "check.foreign_expression"
@@ -174,13 +179,16 @@ def inspect_schema(connection: sqlite3.Connection, schema: Schema) -> list[Findi
     for name in schema.triggers:
         detail = f"trigger {printable(name)} would run when Chroma opens the delta"
         findings.append(Finding("sqlite.unexpected_trigger", DATABASE, detail))
+    for name in schema.foreign_triggers:
+        detail = f"trigger {printable(name)} of a table that Chroma never writes"
+        findings.append(Finding("sqlite.foreign_trigger", DATABASE, detail))
     findings += [Finding("sqlite.unexpected_view", DATABASE, f"view {printable(name)}") for name in schema.views]
     return findings
 
 
-def _note_other(schema: Schema, kind: str, name: str, sql: str) -> None:
+def _note_other(schema: Schema, kind: str, name: str, table: str, sql: str) -> None:
     if kind == "trigger":
-        schema.triggers.append(name)
+        (schema.triggers if table.lower() in _WRITTEN else schema.foreign_triggers).append(name)
     elif (kind, name) == ("table", FULLTEXT):
         schema.fulltext = _is_fulltext(sql)
         schema.fulltext_unknown = not schema.fulltext and "string_value" in sql.lower()  # else no query can be answered
@@ -207,7 +215,7 @@ def _is_cheap_index(sql: str) -> bool:
     for before, token in zip(["", *tokens], tokens, strict=False):
         if token in _COSTLY or (before == "collate" and token.strip("\"'`[]") not in _COLLATIONS):
             return False
-        is_call = token == "(" and (before[:1].isalnum() or before[:1] in ('_', '"', "`", "["))
+        is_call = token == "(" and (before[:1].isalnum() or before[:1] in ("_", '"', "`", "["))
         if is_call and before not in _CHEAP and before not in _BEFORE_BRACKET:
             return False
     return True
@@ -300,5 +308,7 @@ def _missing(schema: Schema) -> list[Finding]:
             detail = f"table {FULLTEXT} is declared in a way that is not known here, so it was not read"
             findings.append(Finding("sqlite.fulltext_unknown", DATABASE, detail))
         else:
-            findings.append(Finding("sqlite.table_missing", DATABASE, f"table {FULLTEXT} is not there as Chroma makes it"))
+            findings.append(
+                Finding("sqlite.table_missing", DATABASE, f"table {FULLTEXT} is not there as Chroma makes it")
+            )
     return findings

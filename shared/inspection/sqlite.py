@@ -225,7 +225,10 @@ def inspect_fulltext(connection: sqlite3.Connection, *, migrated: bool = False) 
     except CouldNotCheck as fault:
         # The statements are constant, so a plain SQL error says that the tables are not fit for them, unless it is about
         # a tokenizer or an option of it that this SQLite is too old to know.
-        if "tokenizer" in fault.detail or getattr(fault.__cause__, "sqlite_errorcode", 0) & 0xFF != sqlite3.SQLITE_ERROR:
+        if (
+            "tokenizer" in fault.detail
+            or getattr(fault.__cause__, "sqlite_errorcode", 0) & 0xFF != sqlite3.SQLITE_ERROR
+        ):
             raise
         findings.append(Finding("sqlite.fulltext_unusable", DATABASE, fault.detail))
     if findings:

@@ -79,9 +79,34 @@ def in_manifest(old: bytes, new: bytes) -> Break:
     return lambda delta: (delta / MANIFEST).write_bytes((delta / MANIFEST).read_bytes().replace(old, new))
 
 
+def fulltext_of_old(delta: Path) -> None:
+    """As the migration of 0.4.6 fills it: by the number of a metadata row instead of that of its embedding."""
+    fill = (
+        "INSERT INTO embedding_fulltext_search (rowid, string_value) SELECT rowid, string_value FROM embedding_metadata"
+    )
+    changed(delta, "DELETE FROM embedding_fulltext_search", fill)
+
+
+def index_lost_and_queue_kept(delta: Path) -> None:
+    apply_damage("pickle-missing", delta)
+    changed(delta, "UPDATE embeddings_queue_config SET config_json_str = '{\"automatically_purge\": false}'")
+
+
+def database_deleted(delta: Path) -> None:
+    import chromadb
+
+    with chromadb.PersistentClient(delta) as client:
+        admin = chromadb.AdminClient(client.get_settings())
+        admin.create_database("other")
+        client.set_database("other")
+        client.create_collection("gone", embedding_function=None).add(ids=["a"], embeddings=[[1, 2]])
+        admin.delete_database("other")
+
+
 BROKEN: dict[str, tuple[str, Break]] = {
     "layout.database_missing": ("queued", damage("sqlite-missing")),
-    "layout.journal_present": ("queued", damage("journal-hot")),
+    "layout.journal_unsettled": ("queued", damage("journal-hot")),
+    "layout.journal_stale": ("queued", damage("journal-garbage")),
     "layout.segment_file_missing": ("flushed", damage("links-missing")),
     "layout.file_name_hostile": ("queued", lambda delta: (delta / "..\\escape").write_bytes(b"x")),
     "layout.foreign_file": ("queued", damage("harmless-foreign-file")),
@@ -99,12 +124,20 @@ BROKEN: dict[str, tuple[str, Break]] = {
     "sqlite.unexpected_trigger": (
         "queued", sql("CREATE TRIGGER t AFTER INSERT ON acquire_write BEGIN DELETE FROM embeddings; END"),
     ),
+    "sqlite.foreign_trigger": (
+        "queued", sql("CREATE TABLE notes (a)", "CREATE TRIGGER t AFTER INSERT ON notes BEGIN SELECT 1; END"),
+    ),
     "sqlite.unexpected_view": ("queued", sql("CREATE VIEW extra AS SELECT 1")),
     "sqlite.table_replaced": ("queued", damage("table-viewed-collections")),
-    "sqlite.unexpected_expression": ("queued", sql("CREATE INDEX computed ON embeddings (abs(seq_id))")),
+    "sqlite.unexpected_expression": ("queued", sql("CREATE INDEX computed ON embeddings (hex(seq_id))")),
     "sqlite.migration_mismatch": ("queued", sql("UPDATE migrations SET sql = sql || ' ' WHERE version = 2")),
     "sqlite.schema_newer": ("queued", sql("INSERT INTO migrations VALUES ('sysdb', 99, 'name', 'sql', 'hash')")),
     "sqlite.fulltext_unusable": ("queued", damage("fulltext-rows-deleted")),
+    "sqlite.fulltext_unknown": (
+        "queued",
+        sql("DROP TABLE embedding_fulltext_search", "CREATE TABLE embedding_fulltext_search (string_value)"),
+    ),
+    "sqlite.fulltext_outdated": ("queued", fulltext_of_old),
     "hnsw.header_invalid": ("flushed", damage("header-version")),
     "hnsw.size_mismatch": ("flushed", damage("data-truncated")),
     "hnsw.link_invalid": ("flushed", damage("data-neighbour-outside")),
@@ -115,6 +148,7 @@ BROKEN: dict[str, tuple[str, Break]] = {
     "hnsw.pickle_unreadable": ("flushed", damage("pickle-garbage")),
     "hnsw.pickle_hostile": ("flushed", damage("pickle-malicious")),
     "hnsw.pickle_missing": ("flushed", damage("pickle-missing")),
+    "hnsw.index_missing": ("flushed", index_lost_and_queue_kept),
     "hnsw.dimension_mismatch": ("flushed", damage("collection-dimension-changed")),
     "records.vector_missing": ("queued", damage("queue-row-deleted")),
     "records.id_missing": ("queued", damage("embedding-row-removed")),
@@ -127,6 +161,7 @@ BROKEN: dict[str, tuple[str, Break]] = {
     "records.segment_missing": ("queued", damage("vector-segment-removed")),
     "records.database_missing": ("queued", sql("PRAGMA foreign_keys = OFF", "DELETE FROM tenants")),
     "records.collection_missing": ("queued", damage("collection-removed")),
+    "records.leftover": ("queued", database_deleted),
     "records.dimension_missing": ("queued", damage("collection-dimension-null")),
     "records.recoverable": ("queued", damage("queue-emptied")),
     "manifest.unreadable": ("uploaded", lambda delta: (delta / MANIFEST).write_bytes(b"{")),
@@ -135,11 +170,12 @@ BROKEN: dict[str, tuple[str, Break]] = {
     "manifest.size_differs": ("uploaded", damage("harmless-trailing-bytes")),
     "manifest.checksum_differs": ("uploaded", flipped_bit),
     "manifest.content_differs": ("uploaded", in_manifest(b'"count": 50', b'"count": 51')),
-    "check.foreign_expression": ("queued", sql("CREATE TABLE notes (a)", "CREATE INDEX n ON notes (abs(a))")),
+    "check.foreign_expression": ("queued", sql("CREATE TABLE notes (a)", "CREATE INDEX n ON notes (hex(a))")),
 }  # fmt: skip
 
 ELSEWHERE = {
     # Chroma's own word, which needs its processes
+    "layout.journal_present": "shared/inspection/test_examine.py",
     "chroma.failed": "shared/inspection/test_chroma.py",
     "chroma.crashed": "shared/inspection/test_chroma.py",
     "chroma.hung": "shared/inspection/test_chroma.py",

@@ -160,6 +160,14 @@ def test_a_trigger_is_refused(delta: Path) -> None:
     assert status_of(findings) is Status.UNDETERMINED
 
 
+def test_a_trigger_of_a_table_that_chroma_never_writes_is_a_note(delta: Path) -> None:
+    trigger = "CREATE TRIGGER mine AFTER INSERT ON notes BEGIN DELETE FROM embeddings; END"
+    (finding,) = findings_of(delta, "CREATE TABLE notes (note)", trigger)
+    detail = "trigger mine of a table that Chroma never writes"
+    assert finding == Finding("sqlite.foreign_trigger", DATABASE, detail)
+    assert status_of([finding]) is Status.HEALTHY
+
+
 def test_a_view_that_nobody_reads_is_worth_a_note(delta: Path) -> None:
     (finding,) = findings_of(delta, "CREATE VIEW extra AS SELECT 1")
     assert finding == Finding("sqlite.unexpected_view", DATABASE, "view extra")
@@ -190,7 +198,7 @@ def test_a_view_that_never_ends_is_not_read(delta: Path) -> None:
 
 COMPUTING = [
     ("CREATE INDEX computed ON {0} (zeroblob({1}))", "index computed holds an expression"),
-    ("CREATE INDEX computed ON {0} (\"zeroblob\"({1}))", "index computed holds an expression"),
+    ('CREATE INDEX computed ON {0} ("zeroblob"({1}))', "index computed holds an expression"),
     ("CREATE INDEX computed ON {0} (hex({1}))", "index computed holds an expression"),
     ("CREATE INDEX computed ON {0} (printf('%1000000d', {1}))", "index computed holds an expression"),
     ("CREATE INDEX computed ON {0} (replace({1}, 'a', 'bb'))", "index computed holds an expression"),
@@ -202,7 +210,9 @@ COMPUTING = [
 
 
 @pytest.mark.parametrize(("statement", "words"), COMPUTING)
-def test_a_table_of_chroma_s_that_computes_something_is_not_looked_through(delta: Path, statement: str, words: str) -> None:
+def test_a_table_of_chroma_s_that_computes_something_is_not_looked_through(
+    delta: Path, statement: str, words: str
+) -> None:
     schema, findings = inspected(changed(delta, statement.format("embeddings", "seq_id")))
     detail = f"{words.format('embeddings')}, which no Chroma writes and no check may run"
     assert findings == [Finding("sqlite.unexpected_expression", DATABASE, detail)]
