@@ -296,7 +296,9 @@ def _upper_levels(segment: str, header: IndexHeader, content: NDArray[np.uint8])
             detail = f"{size} bytes of links at offset {4 * position}, expected a multiple of {header.level_size}"
             return [Finding("hnsw.link_invalid", name, detail)]
         if position + 1 + size // 4 > len(words):
-            break
+            left = len(content) - 4 * position - 4
+            detail = f"{size} bytes of links at offset {4 * position}, the file ends {left} later"
+            return [Finding("hnsw.link_invalid", name, detail)]
         levels[element], starts[element] = count, position + 1
         at = position + 1 + size // 4
         element += 1

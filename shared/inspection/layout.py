@@ -66,9 +66,9 @@ def inspect_journal(name: str, size: int, head: bytes, *, in_place: bool) -> lis
     """What a journal or write-ahead log beside the database means.
 
     SQLite takes a journal back, or takes a log in, if it begins as one (sections 3 and 4.1 of the file format, and
-    `hasHotJournal` of its pager); any other is stale, and left alone. A writer that was killed leaves one, and whoever opens the
-    database where it lies settles it. A copy that has one was taken during a write, and nobody knows whether database
-    and journal are of the same moment.
+    `hasHotJournal` of its pager); any other is stale, and left alone. A writer that was killed leaves one, and whoever
+    opens the database where it lies settles it. A copy that has one was taken during a write, and nobody knows whether
+    its database and its journal are of the same moment.
 
     Args:
         name: Name of the journal or log.

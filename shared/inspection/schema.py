@@ -77,6 +77,7 @@ _FULLTEXT_PART = re.compile(
     |(?:prefix|detail|columnsize)\s*=\s*['"]?[\w\s]*['"]?)\s*""",
     re.IGNORECASE | re.VERBOSE,
 )
+_NOT_PARSED = re.compile(r"malformed database schema \((.*)\) - near .*: syntax error")
 _TOKENIZERS = {"unicode61", "ascii", "porter", "trigram"}  # those that SQLite brings
 _MIGRATIONS = "SELECT dir, version, filename, sql, hash FROM migrations ORDER BY rowid"
 _HARMLESS_AGAIN = {("metadb", 6)}
@@ -151,11 +152,20 @@ def read_schema(connection: sqlite3.Connection) -> tuple[Schema, list[Finding]]:
                     computing.append((table, f"index {printable(name)} holds an expression"))
             else:
                 _note_other(schema, kind, name, table, sql)
+    findings[:] = [_of_newer_sqlite(finding) for finding in findings]
     for table, detail in computing:
         schema.computing.add(table)
         code = "sqlite.unexpected_expression" if table in _CHROMAS else "check.foreign_expression"
         findings.append(Finding(code, DATABASE, f"{detail}, which no Chroma writes and no check may run"))
     return schema, findings
+
+
+def _of_newer_sqlite(finding: Finding) -> Finding:
+    """What to make of a declaration that SQLite cannot parse: of a table that is not Chroma's it may be too new for it."""
+    name = _NOT_PARSED.search(finding.detail)
+    if name is None or any(name[1].lower().removeprefix("sqlite_autoindex_").startswith(ours) for ours in _CHROMAS):
+        return finding
+    return Finding("sqlite.schema_newer", finding.file, f"{finding.detail}, which a later SQLite than this may know")
 
 
 def inspect_schema(connection: sqlite3.Connection, schema: Schema) -> list[Finding]:
@@ -199,23 +209,23 @@ def _note_other(schema: Schema, kind: str, name: str, table: str, sql: str) -> N
 
 
 def _is_cheap_index(sql: str) -> bool:
-    """Whether a look at an index evaluates at most what is cheap: columns, comparisons, and a few functions of SQLite."""
+    """Whether a look at an index evaluates at most what is cheap: columns, comparisons, and a few functions."""
     head = _INDEX.match(sql.strip())
     if head is None:
         return False
     tokens: list[str] = []
     at, body = 0, sql.strip()[head.end() :]
     while at < len(body):
-        token = _TOKEN.match(body, at)
-        if token is None:
+        part = _TOKEN.match(body, at)
+        if part is None:
             return False
-        at = token.end()
-        if not token[0].isspace():
-            tokens.append(token[0].lower())
-    for before, token in zip(["", *tokens], tokens, strict=False):
-        if token in _COSTLY or (before == "collate" and token.strip("\"'`[]") not in _COLLATIONS):
+        at = part.end()
+        if not part[0].isspace():
+            tokens.append(part[0].lower())
+    for before, word in zip(["", *tokens], tokens, strict=False):
+        if word in _COSTLY or (before == "collate" and word.strip("\"'`[]") not in _COLLATIONS):
             return False
-        is_call = token == "(" and (before[:1].isalnum() or before[:1] in ("_", '"', "`", "["))
+        is_call = word == "(" and (before[:1].isalnum() or before[:1] in ("_", '"', "`", "["))
         if is_call and before not in _CHEAP and before not in _BEFORE_BRACKET:
             return False
     return True

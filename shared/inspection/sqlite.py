@@ -41,8 +41,8 @@ ENVIRONMENT = {
 }
 
 _FULLTEXT_QUERY = "SELECT 1 FROM embedding_fulltext_search WHERE string_value LIKE '%a%' LIMIT 1"
-# A text without an embedding is left behind (0.4.24). `migrated` counts what 0.4.6 and later put there: the migration takes
-# the number of a metadata row for that of an embedding.
+# A text without an embedding is left behind (0.4.24). The last column counts what the migration of 0.4.6 puts there: it
+# takes the number of a metadata row for that of an embedding.
 _DOCUMENTS_MISSING = """
     SELECT count(*), sum(f.id IS NULL), min(m.id), sum(
         f.id IS NOT NULL AND f.c0 IS (SELECT o.string_value FROM embedding_metadata AS o WHERE o.rowid = m.id)
@@ -51,6 +51,12 @@ _DOCUMENTS_MISSING = """
     WHERE m.key = 'chroma:document' AND f.c0 IS NOT m.string_value
     AND EXISTS (SELECT 1 FROM embeddings AS e WHERE e.id = m.id)
 """
+_TABLES_OF_ROWS = "SELECT name FROM sqlite_schema WHERE type = 'table' AND rootpage > 0"
+_CHECKS_VIRTUAL_SINCE = (3, 44)
+_SAID_BY_LATER = re.compile(
+    r"fts\d: |(malformed|unable to validate the) inverted index for FTS|In R-?Tree |(NUMERIC|TEXT|non-\w+) value in ",
+    re.IGNORECASE,
+)
 _PAGE = re.compile(r"\bpage (\d+)", re.IGNORECASE)
 
 
@@ -163,32 +169,67 @@ def explained(doing: str) -> Iterator[list[Finding]]:
 
 
 def inspect_integrity(connection: sqlite3.Connection) -> list[Finding]:
-    """What `PRAGMA integrity_check` finds: pages, freelist, order of rows, and every index against its table."""
+    """What `PRAGMA integrity_check` finds: pages, freelist, order of rows, and every index against its table.
+
+    The verdict is the same with every SQLite from 3.34 on. Later ones also look into virtual tables (3.44; their terms
+    are read by nobody, and Chroma itself writes some that do not match) and at types of values (which are looked at
+    where Chroma reads them). What only these find is left out.
+    """
     problems: list[str] = []
-    with explained("integrity check") as findings:
-        problems = _problems(connection, _PROBLEMS_SHOWN)
+    aside = False
+    try:
+        with explained("integrity check") as findings:
+            problems, aside = _problems(connection, f"{_PROBLEMS_SHOWN}")
+    except CouldNotCheck as fault:
+        # No table of rows answers with a plain SQL error; what a virtual one needs may be missing.
+        if getattr(fault.__cause__, "sqlite_errorcode", 0) & 0xFF != sqlite3.SQLITE_ERROR:
+            raise
+        aside, findings = True, []
     if findings:
         # Python's sqlite3 drops a row when the next step fails, and the first row names the page. Enough is proven.
         with suppress(CouldNotCheck), explained("integrity check"):
-            problems = _problems(connection, 1)
+            problems, _ = _problems(connection, "1")
+        aside = not problems and sqlite3.sqlite_version_info >= _CHECKS_VIRTUAL_SINCE
+    if aside:
+        problems += _problems_of_tables(connection)
+        findings = []
     if not problems:
         return findings
-    return [Finding("sqlite.malformed", DATABASE, printable(problem, _LONGEST_SHOWN)) for problem in problems]
+    return [
+        Finding("sqlite.malformed", DATABASE, printable(problem, _LONGEST_SHOWN))
+        for problem in problems[:_PROBLEMS_SHOWN]
+    ]
 
 
-def _problems(connection: sqlite3.Connection, most: int) -> list[str]:
-    """What the integrity check says, with the offset of each page that it names."""
+def _problems(connection: sqlite3.Connection, argument: str) -> tuple[list[str], bool]:
+    """What the integrity check says, with the offset of each page that it names, and whether something was left out."""
     problems: list[str] = []
-    for (text,) in connection.execute(f"PRAGMA integrity_check({most})"):
-        problems += [line for line in text.splitlines() if line != "ok" and "***" not in line]
+    aside = False
+    for (text,) in connection.execute(f"PRAGMA integrity_check({argument})"):
+        if _SAID_BY_LATER.match(text):
+            aside = True
+        else:
+            problems += [line for line in text.splitlines() if line != "ok" and "***" not in line]
     if not problems:
-        return []
+        return [], aside
     ((page_size,),) = connection.execute("PRAGMA page_size")
     pages = [_PAGE.search(problem) for problem in problems]
     return [
         problem if page is None else f"{problem} (at offset {(int(page[1]) - 1) * page_size})"
-        for problem, page in zip(problems[:most], pages, strict=False)
-    ]
+        for problem, page in zip(problems, pages, strict=True)
+    ], aside
+
+
+def _problems_of_tables(connection: sqlite3.Connection) -> list[str]:
+    """The same of each table of rows alone, which leaves virtual ones aside."""
+    problems: list[str] = []
+    names = [name for (name,) in connection.execute(_TABLES_OF_ROWS)]
+    for name in names:
+        quoted = name.replace("'", "''")
+        with explained(f"integrity check of {name}") as findings:
+            problems += _problems(connection, f"'{quoted}'")[0]
+        problems += [finding.detail for finding in findings]
+    return list(dict.fromkeys(problems))
 
 
 def what_is_readable(connection: sqlite3.Connection, tables: Iterable[str]) -> str:
@@ -223,8 +264,8 @@ def inspect_fulltext(connection: sqlite3.Connection, *, migrated: bool = False) 
             connection.execute(_FULLTEXT_QUERY).fetchone()
             ((wrong, missing, first, shifted),) = connection.execute(_DOCUMENTS_MISSING)
     except CouldNotCheck as fault:
-        # The statements are constant, so a plain SQL error says that the tables are not fit for them, unless it is about
-        # a tokenizer or an option of it that this SQLite is too old to know.
+        # The statements are constant, so a plain SQL error says that the tables are not fit for them, unless it is
+        # about a tokenizer or an option of it that this SQLite is too old to know.
         if (
             "tokenizer" in fault.detail
             or getattr(fault.__cause__, "sqlite_errorcode", 0) & 0xFF != sqlite3.SQLITE_ERROR

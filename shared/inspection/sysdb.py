@@ -101,7 +101,7 @@ def read_collections(connection: sqlite3.Connection, schema: Schema) -> tuple[li
         numbers = _sequence_numbers(connection, findings, blobs=not schema.reached(_NUMBERS_SINCE))
         segments = _segments(connection, findings)
         metadata_of = _segment_metadata(connection, schema)
-        for id_, name, dimension, database, *settings in connection.execute(_collections_query(schema)):
+        for id_, name, dimension, database, declared, configured in connection.execute(_collections_query(schema)):
             texts = is_text(name) and len(name) <= _LONGEST_NAME and is_text(id_) and _UUID.fullmatch(id_)
             if not texts or not _is_dimension(dimension):
                 what = f"collection {shown(name)} has an id, a name or a dimension ({shown(dimension)}) that is none"
@@ -118,7 +118,8 @@ def read_collections(connection: sqlite3.Connection, schema: Schema) -> tuple[li
             taken = None
             try:
                 # An index is not made before there is a vector, so the metadata of its segment is not looked at either.
-                taken = index_settings(*settings, metadata_of.get(vector, {}) if dimension is not None else {})
+                legacy = metadata_of.get(vector, {}) if dimension is not None else {}
+                taken = index_settings(declared, configured, legacy)
             except SettingsRefused as error:
                 detail = f"{error.place} of collections {shown(name)} is not what Chroma can parse: {error.reason}"
                 findings.append(Finding("records.row_unreadable", DATABASE, printable(detail, 200)))

@@ -14,8 +14,8 @@ import stamina
 from awscrt.checksums import crc64nvme
 from botocore.exceptions import EndpointConnectionError
 
-from local.deltas import DeltaRecipe, build_delta
 from local.damage import apply_damage
+from local.deltas import DeltaRecipe, build_delta
 from shared.delta import DATABASE, MANIFEST, DeltaLocation
 from shared.errors import TargetError, UploadFailed
 from shared.judgement import judge_stored

@@ -22,6 +22,7 @@ from shared.findings import CATALOGUE
 from shared.folder import FolderContent, list_folder
 from shared.inspection import Examination, examine, hnsw, sqlite
 from shared.verdict import RULES, CollectionCount, Depth, Status, status_of
+from tests.histories import Chroma
 from tests.shared.inspection.databases import changed
 
 CopyOf = Callable[[Path], Path]

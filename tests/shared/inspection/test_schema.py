@@ -15,8 +15,8 @@ from shared.errors import CouldNotCheck
 from shared.inspection.schema import NEWEST_MIGRATIONS, Schema, inspect_schema, read_schema
 from shared.inspection.sqlite import inspect_fulltext, opened
 from shared.verdict import Finding, Status, status_of
-from tests.samples import SAMPLES, Sample
 from tests.histories import Chroma
+from tests.samples import SAMPLES, Sample
 from tests.shared.inspection.databases import asked, changed, untyped
 
 FULLTEXT = "embedding_fulltext_search"
