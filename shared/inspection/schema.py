@@ -77,7 +77,7 @@ _FULLTEXT_PART = re.compile(
     |(?:prefix|detail|columnsize)\s*=\s*['"]?[\w\s]*['"]?)\s*""",
     re.IGNORECASE | re.VERBOSE,
 )
-_NOT_PARSED = re.compile(r"malformed database schema \((.*)\) - near .*: syntax error")
+_NOT_PARSED = re.compile(r"malformed database schema \((.*)\) - (?:near .*: syntax error|unknown table option: .*)")
 _TOKENIZERS = {"unicode61", "ascii", "porter", "trigram"}  # those that SQLite brings
 _MIGRATIONS = "SELECT dir, version, filename, sql, hash FROM migrations ORDER BY rowid"
 _HARMLESS_AGAIN = {("metadb", 6)}
