@@ -42,7 +42,7 @@ CATALOGUE: dict[str, FindingKind] = {
     # names and sizes
     "layout.database_missing": FindingKind(_A, "There is no chroma.sqlite3; Chroma would create an empty one."),
     "layout.journal_present": FindingKind(_P, "A journal or write-ahead log holds data: copied during a write."),
-    "layout.journal_unsettled": FindingKind(_U, "A writer was killed and left a journal; opening settles it."),
+    "layout.journal_unsettled": FindingKind(_D, "A writer was killed and left a journal; opening settles it."),
     "layout.journal_stale": FindingKind(_N, "A journal or write-ahead log that SQLite does not use."),
     "layout.segment_file_missing": FindingKind(_A, "A file of a vector index that holds vectors is missing."),
     "layout.file_name_hostile": FindingKind(_N, "A file name that could leave its folder; it was never followed."),

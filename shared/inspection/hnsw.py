@@ -22,6 +22,7 @@ _BLOCK_BYTES = 1024 * 1024  # small enough for the allocator to give the same me
 _DELETED = 1
 _ID_MAP_BYTES, _ID_BYTES = 64 * 1024 * 1024, 1024  # more than any id map of Chroma's: at least, and for each element
 _NORM_TOLERANCE = 1e-3  # measured: 2e-7
+_ROUNDING = 2.0**-23  # of each of the float32 sums of squares, hnswlib's and ours, for every number of a vector
 _UNUSUAL_LENGTH = 1e15
 
 
@@ -262,7 +263,7 @@ def _rows_not_normal(vectors: NDArray[np.float32], lengths: NDArray[np.float32])
     """
     with np.errstate(invalid="ignore", over="ignore"):
         norms = np.sqrt(np.einsum("ij,ij->i", vectors, vectors))
-        normal = np.abs(norms - 1) < _NORM_TOLERANCE
+        normal = np.abs(norms - 1) < _NORM_TOLERANCE + _ROUNDING * vectors.shape[1]
         usual = (lengths > 1 / _UNUSUAL_LENGTH) & (lengths < _UNUSUAL_LENGTH)
         possible = (lengths > 0) & np.isfinite(lengths)
     return np.asarray((usual & ~normal) | (normal & ~possible))

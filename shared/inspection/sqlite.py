@@ -222,8 +222,10 @@ def _problems(connection: sqlite3.Connection, argument: str) -> tuple[list[str],
 
 def _problems_of_tables(connection: sqlite3.Connection) -> list[str]:
     """The same of each table of rows alone, which leaves virtual ones aside."""
-    problems: list[str] = []
-    names = [name for (name,) in connection.execute(_TABLES_OF_ROWS)]
+    names: list[str] = []
+    with explained("integrity check") as findings:
+        names = [name for (name,) in connection.execute(_TABLES_OF_ROWS)]
+    problems = [finding.detail for finding in findings]
     for name in names:
         quoted = name.replace("'", "''")
         with explained(f"integrity check of {name}") as findings:

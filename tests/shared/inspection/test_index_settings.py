@@ -106,7 +106,11 @@ def test_the_space_is_the_one_that_chroma_takes(base: Path, tmp_path: Path, batc
     answer = subprocess.run(command, check=True, capture_output=True, text=True).stdout
     for case, mine, distance in zip(BATCHES[batch], ours, json.loads(answer.splitlines()[-1]), strict=True):
         theirs = SPACE_OF.get(distance) if isinstance(distance, int) else f"refused: {distance}"
-        assert mine == theirs or (mine.startswith("refused") and str(theirs).startswith("refused")), (case, mine, theirs)
+        assert mine == theirs or (mine.startswith("refused") and str(theirs).startswith("refused")), (
+            case,
+            mine,
+            theirs,
+        )
 
 
 def test_the_metadata_of_the_collection_itself_counts_for_nothing(base: Path, tmp_path: Path) -> None:

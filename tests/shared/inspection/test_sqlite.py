@@ -454,8 +454,12 @@ def test_what_only_a_later_sqlite_finds_neither_counts_nor_hides_anything(
     delta: Path, said: str | sqlite3.Error, damaged: bool
 ) -> None:
     if damaged:
-        changed(delta, "PRAGMA writable_schema = ON", "CREATE INDEX wrong ON embeddings (created_at)",
-                "UPDATE sqlite_schema SET sql = 'CREATE INDEX wrong ON embeddings (embedding_id)' WHERE name = 'wrong'")
+        changed(
+            delta,
+            "PRAGMA writable_schema = ON",
+            "CREATE INDEX wrong ON embeddings (created_at)",
+            "UPDATE sqlite_schema SET sql = 'CREATE INDEX wrong ON embeddings (embedding_id)' WHERE name = 'wrong'",
+        )
     with closing(sqlite3.connect(delta / DATABASE, factory=Later)) as connection:
         connection.said = said
         findings = inspect_integrity(connection)
@@ -464,16 +468,21 @@ def test_what_only_a_later_sqlite_finds_neither_counts_nor_hides_anything(
 
 def test_a_declaration_of_others_that_this_sqlite_cannot_parse_says_nothing_about_the_bytes(delta: Path) -> None:
     """As a STRICT table to an SQLite before 3.37, or whatever comes after this one."""
-    changed(delta, "CREATE TABLE notes (note)", "PRAGMA writable_schema = ON",
-            "UPDATE sqlite_schema SET sql = 'CREATE TABLE notes (note) LATER' WHERE name = 'notes'")
+    changed(
+        delta,
+        "CREATE TABLE notes (note)",
+        "PRAGMA writable_schema = ON",
+        "UPDATE sqlite_schema SET sql = 'CREATE TABLE notes (note) LATER' WHERE name = 'notes'",
+    )
     with opened(delta / DATABASE, 60) as connection:
         (finding,) = read_schema(connection)[1]
     assert finding.code == "sqlite.schema_newer"
 
 
 def test_a_declaration_of_chroma_s_that_cannot_be_parsed_is_damage(delta: Path) -> None:
-    changed(delta, "PRAGMA writable_schema = ON",
-            "UPDATE sqlite_schema SET sql = sql || ' x' WHERE name = 'embeddings'")
+    changed(
+        delta, "PRAGMA writable_schema = ON", "UPDATE sqlite_schema SET sql = sql || ' x' WHERE name = 'embeddings'"
+    )
     with opened(delta / DATABASE, 60) as connection:
         (finding,) = read_schema(connection)[1]
     assert finding.code == "sqlite.malformed"

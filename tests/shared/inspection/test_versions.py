@@ -110,7 +110,9 @@ def test_a_delta_that_today_s_chroma_went_on_with_is_healthy(name: str, tmp_path
 
 
 @pytest.mark.parametrize("name", ["0.4.24-cosine", "0.5.23-cosine", "0.6.3-cosine", "0.4.24-flushed", "0.6.3-flushed"])
-@pytest.mark.parametrize("change", ["DELETE FROM collection_metadata", "UPDATE collection_metadata SET str_value = 'ip'"])
+@pytest.mark.parametrize(
+    "change", ["DELETE FROM collection_metadata", "UPDATE collection_metadata SET str_value = 'ip'"]
+)
 def test_the_space_of_an_old_index_is_not_that_of_metadata_that_changed_since(
     name: str, change: str, tmp_path: Path, chroma: Chroma
 ) -> None:
