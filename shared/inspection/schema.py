@@ -161,7 +161,7 @@ def read_schema(connection: sqlite3.Connection) -> tuple[Schema, list[Finding]]:
 
 
 def _of_newer_sqlite(finding: Finding) -> Finding:
-    """What to make of a declaration that SQLite cannot parse: of a table that is not Chroma's it may be too new for it."""
+    """What a declaration that SQLite cannot parse means: one that is not of Chroma may be too new for it."""
     name = _NOT_PARSED.search(finding.detail)
     if name is None or any(name[1].lower().removeprefix("sqlite_autoindex_").startswith(ours) for ours in _CHROMAS):
         return finding

@@ -1,4 +1,4 @@
-"""Which space an index has: decided as Chroma does, which is asked for the distance of two vectors in a child process."""
+"""Which space an index has: decided as Chroma does, which is asked for a distance in a child process."""
 
 from __future__ import annotations
 
@@ -25,7 +25,8 @@ import json, sys, chromadb
 def distance(folder):
     try:
         with chromadb.PersistentClient(folder) as client:
-            found = client.get_collection("words", embedding_function=None).query(query_embeddings=[[6, 8]], n_results=1)
+            collection = client.get_collection("words", embedding_function=None)
+            found = collection.query(query_embeddings=[[6, 8]], n_results=1)
             return round(found["distances"][0][0])
     except Exception as error:
         return str(error)[:80]
@@ -59,7 +60,8 @@ def hnsw(**settings: Any) -> str:
 
 DEFAULTS = {"ef_construction": 100, "max_neighbors": 16, "ef_search": 100, "sync_threshold": 1000, "resize_factor": 1.2}
 CONFIGURATIONS = [
-    None, "{}", "", "null", "[]", "{", '{"vector_index": null}', '{"vector_index": {}}', '{"vector_index": {"spann": {}}}',
+    None, "{}", "", "null", "[]", "{", '{"vector_index": null}', '{"vector_index": {}}',
+    '{"vector_index": {"spann": {}}}',
     hnsw(), hnsw(space="cosine"), hnsw(space="ip", ef_search=7), hnsw(space="l2", **DEFAULTS), hnsw(ef_search=200),
     hnsw(num_threads=len(os.sched_getaffinity(0))), hnsw(num_threads=999), hnsw(unknown=1), hnsw(space=None),
     hnsw(ef_search=1.5), hnsw(ef_search=-1), hnsw(resize_factor=2), hnsw(sync_threshold=1), hnsw(space="COSINE"),
@@ -95,8 +97,9 @@ def test_the_space_is_the_one_that_chroma_takes(base: Path, tmp_path: Path, batc
         with closing(sqlite3.connect(folder / DATABASE)) as connection, connection:
             connection.execute("UPDATE collections SET schema_str = ?, config_json_str = ?", (text, configured))
             for key, value in segment.items():
-                row = f"INSERT INTO segment_metadata (segment_id, key, {COLUMNS[type(value)]}) SELECT id, ?, ? FROM segments"
-                connection.execute(f"{row} WHERE scope = 'VECTOR'", (key, value))
+                into = f"segment_metadata (segment_id, key, {COLUMNS[type(value)]})"
+                row = f"INSERT INTO {into} SELECT id, ?, ? FROM segments WHERE scope = 'VECTOR'"
+                connection.execute(row, (key, value))
         folders.append(str(folder))
         try:
             ours.append(index_settings(text, configured, segment).space)
