@@ -133,7 +133,7 @@ _JOURNALS = (
     _bad("any", "journal-hot", db.journal(torn=False)),
     _bad("any", "journal-torn", db.journal(torn=True)),
     # SQLite sees that it is none, and removes it.
-    _refused("any", "journal-garbage", breaks.replaced(JOURNAL, lambda size, rng: rng.randbytes(9000))),
+    _fine("any", "journal-garbage", breaks.replaced(JOURNAL, lambda size, rng: rng.randbytes(9000))),
     _refused("any", "wal-whole", db.wal(torn=False)),
     _bad("any", "wal-torn", db.wal(torn=True)),
 )
@@ -163,8 +163,9 @@ _QUEUE = (
     # Chroma reads as many values as the collection has dimensions, and ignores the rest.
     _refused("queued", "queue-vector-long", db.queue_vector(lambda vector, rng: vector + rng.randbytes(4))),
     _bad("queued", "queue-vector-null", _queue("UPDATE embeddings_queue SET vector = NULL, encoding = NULL")),
-    _bad("queued", "queue-vector-nan", db.queue_vector(breaks.with_float(math.nan))),
-    _bad("queued", "queue-vector-infinite", db.queue_vector(breaks.with_float(math.inf))),
+    # Old versions take such numbers and all give them back.
+    _value("queued", "queue-vector-nan", db.queue_vector(breaks.with_float(math.nan))),
+    _value("queued", "queue-vector-infinite", db.queue_vector(breaks.with_float(math.inf))),
     _bad("queued", "queue-encoding-unknown", _queue("UPDATE embeddings_queue SET encoding = 'FLOAT8'")),
     _bad("queued", "queue-encoding-int32", _queue("UPDATE embeddings_queue SET encoding = 'INT32'")),
     _bad("queued", "queue-operation-unknown", _queue("UPDATE embeddings_queue SET operation = 9")),
@@ -253,8 +254,8 @@ _INDEX = (
     _bad("flushed", "data-neighbour-outside", breaks.record("neighbour", lambda old, rng: b"\xff\xff\xff\x7f")),
     _bad("flushed", "data-link-count-high", breaks.record("links", lambda old, rng: b"\xff\xff")),
     _bad("flushed", "data-delete-mark", breaks.record("mark", lambda old, rng: b"\x01")),
-    _bad("flushed", "data-vector-nan", breaks.record("vector", breaks.with_float(math.nan))),
-    _bad("flushed", "data-vector-infinite", breaks.record("vector", breaks.with_float(math.inf))),
+    _value("flushed", "data-vector-nan", breaks.record("vector", breaks.with_float(math.nan))),
+    _value("flushed", "data-vector-infinite", breaks.record("vector", breaks.with_float(math.inf))),
     _bad("flushed", "data-label-changed", breaks.record("label", lambda old, rng: struct.pack("<Q", 10**6))),
     _bad("flushed", "links-missing", breaks.removed(LINKS)),
     # Measured with 60 and 600 embeddings. hnswlib ignores short reads, so that this works seems to be chance.

@@ -27,9 +27,11 @@ class FolderContent:
         path: The folder.
         listing: Its listing, as `list_folder` gives it.
         max_bytes: A larger delta is not read whole.
+        in_place: Whether Chroma wrote it there, so that it is no copy.
     """
 
-    def __init__(self, path: Path, listing: Listing, max_bytes: int) -> None:
+    def __init__(self, path: Path, listing: Listing, max_bytes: int, *, in_place: bool = False) -> None:
+        self.in_place = in_place
         self._path = path
         self._listing = listing
         self._max_bytes = max_bytes

@@ -149,8 +149,14 @@ def known_answer(store: Store, location: DeltaLocation, depth: Depth) -> Judgeme
     return work.judgement() if work.by_tag or not work.listing.files else None
 
 
-def judge_folder(path: Path, depth: Depth, settings: Settings) -> Judgement:
+def judge_folder(path: Path, depth: Depth, settings: Settings, *, in_place: bool = True) -> Judgement:
     """Judges a delta in a local folder, which is taken to be all there.
+
+    Args:
+        path: The folder.
+        depth: How far to go.
+        settings: Caps and time limits.
+        in_place: Whether Chroma wrote it there, so that it is no copy.
 
     Raises:
         TargetError: There is no such folder.
@@ -158,7 +164,7 @@ def judge_folder(path: Path, depth: Depth, settings: Settings) -> Judgement:
     work = _Work(str(path), depth)
     try:
         work.listing = list_folder(path)
-        content = FolderContent(path, work.listing, settings.max_delta_bytes)
+        content = FolderContent(path, work.listing, settings.max_delta_bytes, in_place=in_place)
         work.read_manifest(lambda length: content.head(MANIFEST, length))
         if work.manifest is not None:
             check_size(work.listing, settings.max_delta_bytes)

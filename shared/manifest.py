@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+from collections.abc import Iterable
 from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -107,23 +108,33 @@ def compare_checksums(manifest: Manifest, checksums: dict[str, str]) -> list[Fin
 
 
 def compare_collections(manifest: Manifest, collections: tuple[CollectionCount, ...]) -> list[Finding]:
-    """What the counted collections contradict in the manifest."""
-    seen = {collection.name: collection for collection in collections}
+    """What the counted collections contradict in the manifest. Several databases may have collections of one name."""
+    promised, seen = _held_by_name(manifest.collections), _held_by_name(collections)
     findings = []
-    for expected in manifest.collections:
-        found = seen.get(expected.name)
+    for name, expected in promised.items():
+        found = seen.get(name)
         if found is None:
-            detail = f"collection {printable(expected.name)!r} with {expected.count} embeddings is not there"
-        elif (found.dimension, found.count) != (expected.dimension, expected.count):
             detail = (
-                f"collection {printable(expected.name)!r} has {found.count} embeddings of dimension {found.dimension}, "
-                f"{expected.count} of dimension {expected.dimension} were uploaded"
+                f"collection {printable(name)!r} with {sum(count for _, count in expected)} embeddings is not there"
             )
+        elif sorted(found, key=repr) != sorted(expected, key=repr):
+            now = " and ".join(f"{count} embeddings of dimension {dimension}" for dimension, count in found)
+            then = " and ".join(f"{count} of dimension {dimension}" for dimension, count in expected)
+            detail = f"collection {printable(name)!r} has {now}, {then} were uploaded"
         else:
             continue
         findings.append(Finding("manifest.content_differs", "", detail))
-    promised = {collection.name for collection in manifest.collections}
-    for name in seen.keys() - promised:
+    for name in seen.keys() - promised.keys():
         detail = f"collection {printable(name)!r} is there, but was not uploaded"
         findings.append(Finding("manifest.content_differs", "", detail))
     return findings
+
+
+def _held_by_name(
+    collections: Iterable[CollectionCount | ManifestCollection],
+) -> dict[str, list[tuple[int | None, int]]]:
+    """Dimension and count of the collections of each name."""
+    held: dict[str, list[tuple[int | None, int]]] = {}
+    for collection in collections:
+        held.setdefault(collection.name, []).append((collection.dimension, collection.count))
+    return held

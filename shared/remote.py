@@ -49,6 +49,8 @@ class RemoteContent:
         deadline: After it, nothing is downloaded.
     """
 
+    in_place = False
+
     def __init__(
         self,
         store: Store,

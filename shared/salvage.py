@@ -133,7 +133,7 @@ def salvage_copy(copy: Path, name: str, target: Path, settings: Settings, *, par
         settings: Caps and time limits.
         partial: Whether to write what is proven even when something is lost.
     """
-    judgement = judge_folder(copy, Depth.STRUCTURE, settings)
+    judgement = judge_folder(copy, Depth.STRUCTURE, settings, in_place=False)
     verdict = f"{judgement.verdict.status}: {judgement.verdict.reason}"
     if judgement.verdict.status is Status.HEALTHY:
         return Salvage(name, "healthy", "healthy", "nothing is wrong with it, so there is nothing to salvage")

@@ -11,7 +11,7 @@ from typing import Any, Self
 
 from shared.findings import CATALOGUE, Weight
 
-RULES = "1"
+RULES = "2"
 """Version of the rules. It changes when an unchanged delta could get another verdict, and makes older tags void."""
 
 

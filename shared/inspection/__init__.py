@@ -35,7 +35,13 @@ _HOLDING = (
 
 
 class Content(Protocol):
-    """Where the bytes of a delta come from."""
+    """Where the bytes of a delta come from.
+
+    Args:
+        in_place: Whether they are where Chroma wrote them, and no copy.
+    """
+
+    in_place: bool
 
     def head(self, name: str, length: int) -> bytes:
         """The first `length` bytes of the file `name` (fewer where it is shorter)."""
@@ -87,6 +93,10 @@ def examine(
         chroma.warm_up()  # half a second, during which the bytes come and are looked at
     try:
         observed += layout.inspect_names(listing)
+        for journal in layout.journals_in(listing):
+            head = content.head(journal, layout.JOURNAL_HEAD)
+            size = listing.by_name[journal].size
+            observed += layout.inspect_journal(journal, size, head, in_place=content.in_place)
         suspicions = layout.suspect_segments(listing)
         if depth.includes(Depth.HEADER) and not _blocked(observed):
             database = content.head(DATABASE, sqlite.HEADER_BYTES)
@@ -113,7 +123,10 @@ def examine(
 
 def _blocked(findings: list[Finding]) -> bool:
     """Whether the database, on which every deeper check stands, is known to be unusable or half written."""
-    return any(f.file in (DATABASE, *JOURNALS) and status_of([f]) is Status.CORRUPT for f in findings)
+    return any(
+        f.code == "layout.journal_unsettled" or (f.file in (DATABASE, *JOURNALS) and status_of([f]) is Status.CORRUPT)
+        for f in findings
+    )
 
 
 def _suspect_index(listing: Listing, content: Content) -> list[Finding]:
@@ -170,7 +183,8 @@ def _look_inside(
     observed = inspect_schema(connection, schema)
     if status_of(observed) is not Status.HEALTHY:
         return observed + _left(connection, schema, observed), ()
-    unsearchable = integrity.then(sqlite.inspect_fulltext) if schema.searches_fulltext else list
+    search = partial(sqlite.inspect_fulltext, migrated=schema.fulltext_migrated)
+    unsearchable = integrity.then(search) if schema.searches_fulltext else list
     collections, found = read_collections(connection, schema)
     observed += found
     observed += _left(connection, schema, found)
@@ -181,7 +195,9 @@ def _look_inside(
     damaged = status_of(observed) is Status.CORRUPT
     contents, found = look(damaged=damaged)
     texts = unsearchable()
-    if texts and not damaged:  # then it has to be told of every collection what is left of it
+    if (
+        status_of(texts) is Status.CORRUPT and not damaged
+    ):  # then it has to be told of every collection what is left of it
         contents, found = look(damaged=True)
     observed = texts + observed + found
     known = {collection.vector_segment for collection in collections}

@@ -18,13 +18,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from shared.delta import DATABASE, SEGMENT_FILES
+from shared.delta import DATABASE, JOURNALS, SEGMENT_FILES
 from shared.errors import DeltaguardError
 from shared.inspection import sysdb
 from shared.inspection.header import HEADER_BYTES, inspect_header
 from shared.inspection.hnsw import IndexFiles, read_id_map
 from shared.inspection.index_settings import IndexSettings
-from shared.inspection.layout import PICKLE
+from shared.inspection.layout import JOURNAL_HEAD, PICKLE, inspect_journal
 from shared.inspection.placement import Placement, place
 from shared.inspection.schema import Schema, inspect_schema, read_schema
 from shared.inspection.sqlite import NotUtf8, explained, opened
@@ -331,6 +331,11 @@ def opened_delta(folder: Path) -> Iterator[OpenDelta]:
         Unreadable: It is no sound delta.
         CouldNotCheck: It could not be opened for a reason outside the bytes.
     """
+    for name in JOURNALS:
+        journal = folder / name
+        if journal.is_file() and (size := journal.stat().st_size):
+            head = read_part(journal, 0, min(size, JOURNAL_HEAD)).tobytes()
+            _proven(inspect_journal(name, size, head, in_place=True))
     with opened(folder / DATABASE, _SQL_SECONDS, lenient=False) as connection:
         with reading("the schema"):
             schema, findings = read_schema(connection)

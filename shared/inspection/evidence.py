@@ -265,7 +265,8 @@ class _Assessment:
         replay.run(self._connection, booleans=self._schema.has("embedding_metadata", "bool_value"))
         _refuse([finding for finding in replay.findings if finding.code != "records.metadata_missing"])
         for finding in (*replay.findings, *replay.contradictions()):
-            return finding.detail
+            if status_of([finding]) is not Status.HEALTHY:
+                return finding.detail
         if self._gap(flushed_to):
             return "the queue lacks operations since the flush"
         last = self._last_operations(set(index.labels) if index else set(), flushed_to)

@@ -22,6 +22,7 @@ _BLOCK_BYTES = 1024 * 1024  # small enough for the allocator to give the same me
 _DELETED = 1
 _ID_MAP_BYTES, _ID_BYTES = 64 * 1024 * 1024, 1024  # more than any id map of Chroma's: at least, and for each element
 _NORM_TOLERANCE = 1e-3  # measured: 2e-7
+_ROUNDING = 2.0**-23  # of each of the float32 sums of squares, hnswlib's and ours, for every number of a vector
 _UNUSUAL_LENGTH = 1e15
 
 
@@ -241,7 +242,7 @@ class IndexRecords:
                 f"expected {header.dimension} finite numbers"
             )
             findings.append(Finding("hnsw.vector_not_finite", name, detail))
-        elif self._lengths.count:
+        if self._lengths.count:
             first = self._lengths.first
             at = first * header.record_size + header.data_offset
             vector = self._files.read("data_level0.bin", at, header.label_offset - header.data_offset).view("<f4")
@@ -262,7 +263,7 @@ def _rows_not_normal(vectors: NDArray[np.float32], lengths: NDArray[np.float32])
     """
     with np.errstate(invalid="ignore", over="ignore"):
         norms = np.sqrt(np.einsum("ij,ij->i", vectors, vectors))
-        normal = np.abs(norms - 1) < _NORM_TOLERANCE
+        normal = np.abs(norms - 1) < _NORM_TOLERANCE + _ROUNDING * vectors.shape[1]
         usual = (lengths > 1 / _UNUSUAL_LENGTH) & (lengths < _UNUSUAL_LENGTH)
         possible = (lengths > 0) & np.isfinite(lengths)
     return np.asarray((usual & ~normal) | (normal & ~possible))
@@ -292,8 +293,12 @@ def _upper_levels(segment: str, header: IndexHeader, content: NDArray[np.uint8])
         element += skipped
         size = int(words[position])
         count, rest = divmod(size, header.level_size)
-        if rest or position + 1 + size // 4 > len(words):
+        if rest:
             detail = f"{size} bytes of links at offset {4 * position}, expected a multiple of {header.level_size}"
+            return [Finding("hnsw.link_invalid", name, detail)]
+        if position + 1 + size // 4 > len(words):
+            left = len(content) - 4 * position - 4
+            detail = f"{size} bytes of links at offset {4 * position}, the file ends {left} later"
             return [Finding("hnsw.link_invalid", name, detail)]
         levels[element], starts[element] = count, position + 1
         at = position + 1 + size // 4

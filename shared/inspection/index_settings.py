@@ -110,7 +110,7 @@ def index_settings(schema: object, configuration: object, segment: Mapping[str, 
 
 
 def _is_default(given: Mapping[str, Any]) -> bool:
-    """Whether these are the settings of one for whom none is given; Chroma counts the threads of the machine it is on."""
+    """Whether these are the defaults; that of the threads is how many the machine has on which Chroma reads them."""
     threads = given.get("num_threads") in (None, len(os.sched_getaffinity(0)))
     return threads and {**_DEFAULTS, **given, "num_threads": None} == _DEFAULTS
 

@@ -5,7 +5,12 @@ from __future__ import annotations
 from shared.delta import DATABASE, JOURNALS, Listing, printable, segment_of
 from shared.verdict import Finding
 
-_HARMLESS_SHARED_MEMORY = "chroma.sqlite3-shm"
+_LOGS = tuple(name for name in JOURNALS if not name.endswith("-shm"))  # shared memory holds nothing
+_JOURNAL_MAGIC = bytes.fromhex("d9d505f920a163d7")
+_LOG_MAGIC = (bytes.fromhex("377f0682"), bytes.fromhex("377f0683"))
+_LOG_HEADER = 32
+JOURNAL_HEAD = 56
+"""Bytes of a journal or log that tell whether SQLite will use it: the header of a log, and that of its first frame."""
 PICKLE = "index_metadata.pickle"
 INDEX_FILES = ("header.bin", "data_level0.bin", "length.bin", "link_lists.bin")
 """The files of a vector index besides its id map. All are there once an index was flushed."""
@@ -52,18 +57,47 @@ def _database(listing: Listing) -> list[Finding]:
     return []
 
 
+def journals_in(listing: Listing) -> list[str]:
+    """Names of the journals and write-ahead logs that hold something, so that their heads must be read."""
+    return [name for name in _LOGS if name in listing.by_name and listing.by_name[name].size]
+
+
+def inspect_journal(name: str, size: int, head: bytes, *, in_place: bool) -> list[Finding]:
+    """What a journal or write-ahead log beside the database means.
+
+    SQLite takes a journal back, or takes a log in, if it begins as one (sections 3 and 4.1 of the file format, and
+    `hasHotJournal` of its pager); any other is stale, and left alone. A writer that was killed leaves one, and whoever
+    opens the database where it lies settles it. A copy that has one was taken during a write, and nobody knows whether
+    its database and its journal are of the same moment.
+
+    Args:
+        name: Name of the journal or log.
+        size: Its size in bytes.
+        head: Its first `JOURNAL_HEAD` bytes.
+        in_place: Whether the files are where Chroma wrote them, and no copy.
+    """
+    if not _is_hot(name, size, head):
+        return [Finding("layout.journal_stale", name, f"{size} bytes, which SQLite does not take for a journal in use")]
+    if in_place:
+        detail = f"{size} bytes beside the database: a writer was killed; to open it with Chroma once settles it"
+        return [Finding("layout.journal_unsettled", name, detail)]
+    detail = f"{size} bytes beside the database: the copy was taken during a write"
+    return [Finding("layout.journal_present", name, detail)]
+
+
+def _is_hot(name: str, size: int, head: bytes) -> bool:
+    if name.endswith("-journal"):
+        return head.startswith(_JOURNAL_MAGIC)
+    salts, of_frame = head[16:24], head[_LOG_HEADER + 8 : _LOG_HEADER + 16]
+    return size > _LOG_HEADER and head[:4] in _LOG_MAGIC and salts == of_frame
+
+
 def _journals(listing: Listing) -> list[Finding]:
-    findings = []
-    for name in JOURNALS:
-        journal = listing.by_name.get(name)
-        if journal is None or name == _HARMLESS_SHARED_MEMORY:
-            continue
-        if journal.size:
-            detail = f"{journal.size} bytes beside the database: the copy was taken during a write"
-            findings.append(Finding("layout.journal_present", name, detail))
-        else:
-            findings.append(Finding("layout.empty_journal", name, "0 bytes, left by a clean close"))
-    return findings
+    return [
+        Finding("layout.empty_journal", name, "0 bytes, left by a clean close")
+        for name in _LOGS
+        if name in listing.by_name and not listing.by_name[name].size
+    ]
 
 
 def suspect_segments(listing: Listing) -> list[Finding]:

@@ -25,8 +25,8 @@ _VALUES = (
 _MOST_PARAMETERS = 500
 _MOST_ROWS = 10_000  # that are compared at once, some 10 MB
 # Chroma passes over a row without one value of its column's type. One that belongs to no embedding is left behind by a
-# deleted collection (lists in 1.5) and read by nobody. SQLite orders numbers before text before blobs, which tells types
-# faster than typeof().
+# deleted collection (lists in 1.5) and read by nobody. SQLite orders numbers before text before blobs, which tells
+# types faster than typeof().
 _UNREADABLE = """
     SELECT count(*), min(rowid) FROM {table} WHERE key >= x'' OR (
         ({text} >= x'' OR int_value >= '' OR int_value != CAST(int_value AS INTEGER) OR float_value >= '' {not_boolean})

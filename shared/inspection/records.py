@@ -96,7 +96,7 @@ def _labels_to_come(collection: Collection, index: IdMap, added: int, ahead: int
         detail = f"{index.added} labels were given out, but the highest is {max(index.labels.values())}"
         return [Finding("hnsw.label_mismatch", f"{folder}/index_metadata.pickle", detail)]
     if ahead > index.added + added:
-        detail = f"a record has the label {ahead}, which no id has: {index.added} were given out, and the queue needs {added}"
+        detail = f"a record has the label {ahead}: {index.added} were given out, and the queue needs {added} more"
         return [Finding("hnsw.label_mismatch", f"{folder}/data_level0.bin", detail)]
     return []
 

@@ -28,6 +28,7 @@ _QUEUE = """
     SELECT seq_id, operation, id, vector, encoding, metadata, created_at FROM embeddings_queue
     WHERE substr(topic, -36) = ? AND seq_id > ? ORDER BY seq_id
 """
+_EXTENT = "SELECT min(seq_id), max(seq_id), count(*) FROM embeddings_queue"
 # As Chroma asks (chroma-core/chroma 1.5.9, rust/log/src/sqlite_log.rs): up to the last second of its nanoseconds, 2262.
 _IS_TIME = "SELECT ifnull(CAST(strftime('%s', ?1) AS INTEGER) <= 9223372036, 0)"
 _LONGEST_TIME, _MOST_TIMES = 40, 1000  # that are remembered
@@ -68,6 +69,8 @@ class Replay:
         self._times = _Times()
         self.with_vector = with_vector
         self.with_row = set(rows)
+        self._named: set[str] = set()
+        self._has_all = False
         self.added = 0
         """How many ids the index is given anew; each takes one more label."""
         self.findings: list[Finding] = []
@@ -80,6 +83,8 @@ class Replay:
             booleans: Whether truth values have a column of their own.
         """
         first = min(self._flushed_to, self._collection.applied_to)
+        ((lowest, highest, count),) = connection.execute(_EXTENT)
+        self._has_all = first == 0 and lowest == 1 and highest == count
         operations = connection.execute(_QUEUE, (self._collection.id, first))
         while batch := operations.fetchmany(_BATCH_ROWS):
             timed = self._times.readable(connection, [row[-1] for row in batch])
@@ -109,6 +114,11 @@ class Replay:
             detail = f"{len(lost)} of {len(self.with_row)} embeddings of {name} have no vector: {some(lost)}"
             findings.append(Finding("records.vector_missing", DATABASE, detail))
         unknown = self.with_vector - self.with_row
+        if self._has_all and (unstored := unknown - self._named):
+            # 0.x may write its index ahead of the database, and be killed before that is committed.
+            detail = f"{len(unstored)} vectors of {name} are of operations that were never committed: {some(unstored)}"
+            findings.append(Finding("records.leftover", DATABASE, detail))
+            unknown -= unstored
         if unknown:
             detail = f"{len(unknown)} vectors of {name} have no row in embeddings: {some(unknown)}"
             findings.append(Finding("records.id_missing", DATABASE, detail))
@@ -139,6 +149,7 @@ class Replay:
         except ValueError:
             return False
         self.with_vector.update(ids)
+        self._named.update(ids)
         self.added += len(ids)
         self._problems.add_all(ids, seq_ids, vectors)
         for id_, metadata in zip(ids, metadatas, strict=True):
@@ -153,6 +164,7 @@ class Replay:
             self._unreadable(operation.seq_id, f"the time at which {shown(operation.id)} was queued is none")
             return
         self._expect(operation)
+        self._named.add(operation.id)
         if operation.seq_id > self._flushed_to:
             self._apply_to_index(operation)
         if operation.seq_id > self._collection.applied_to:

@@ -50,19 +50,38 @@ _REQUIRED: tuple[tuple[str, tuple[str, int], str], ...] = (
 )
 _SHADOWS = tuple(f"{FULLTEXT}_{part}" for part in ("data", "idx", "content", "docsize", "config"))
 _CHROMAS = {table for table, _, _ in _REQUIRED} | set(_SHADOWS)
+_WRITTEN = _CHROMAS | {"acquire_write", "maintenance_log"}
 _IDENTIFIER = r'(?:"(?:[^"]|"")*"|`[^`]*`|\[[^]]*\]|\w+)'
 _PLAIN_TABLE = re.compile(r"create\s+table\b", re.IGNORECASE)
 _CHECK = re.compile(r"\bcheck\s*\(", re.IGNORECASE)
-_PLAIN_INDEX = re.compile(
-    rf"create\s+(?:unique\s+)?index\s+(?:if\s+not\s+exists\s+)?{_IDENTIFIER}\s+on\s+{_IDENTIFIER}\s*"
-    rf"\(\s*{_IDENTIFIER}(?:\s+(?:asc|desc))?(?:\s*,\s*{_IDENTIFIER}(?:\s+(?:asc|desc))?)*\s*\)"
-    rf"(?:\s*where\s+{_IDENTIFIER}\s+is\s+not\s+null)?",
+_INDEX = re.compile(
+    rf"create\s+(?:unique\s+)?index\s+(?:if\s+not\s+exists\s+)?{_IDENTIFIER}\s+on\s+{_IDENTIFIER}\s*(?=\()",
     re.IGNORECASE,
 )
+_TOKEN = re.compile(r"""'(?:[^']|'')*'|"(?:[^"]|"")*"|`[^`]*`|\[[^]]*\]|\w+|[(),.+*/<>=!&|~-]|\s+""")
+# What an index may compute: what takes time and memory by the length of the row alone. No pattern is matched.
+_CHEAP = {
+    "abs", "coalesce", "ifnull", "iif", "instr", "length", "lower", "ltrim",
+    "max", "min", "nullif", "round", "rtrim", "substr", "substring", "trim", "typeof", "unicode", "upper",
+}  # fmt: skip
+_BEFORE_BRACKET = {"and", "or", "not", "in", "where", "is", "between", "when", "then", "else", "cast", "on"}
+_COLLATIONS = {"binary", "nocase", "rtrim"}
+_COSTLY = {"like", "glob", "regexp", "match", "select", "raise", "exists"}
 _FULLTEXT_SQL = re.compile(
-    rf"create\s+virtual\s+table\s+\W?{FULLTEXT}\W?\s+using\s+fts5\s*\(\s*string_value\s*,\s*tokenize\s*=\s*'trigram'\s*\)",
-    re.IGNORECASE,
+    rf"create\s+virtual\s+table\s+(?:if\s+not\s+exists\s+)?\W?{FULLTEXT}\W?\s+using\s+fts5\s*\((.*)\)",
+    re.IGNORECASE | re.DOTALL,
 )
+_FULLTEXT_PART = re.compile(
+    r"""\s*(?:(?P<column>\W?string_value\W?)
+    |tokenize\s*=\s*(?P<quote>['"]?)\s*(?P<tokenizer>\w+)(?:[\s\w'-]*?)(?P=quote)
+    |(?:prefix|detail|columnsize)\s*=\s*['"]?[\w\s]*['"]?)\s*""",
+    re.IGNORECASE | re.VERBOSE,
+)
+_NOT_PARSED = re.compile(r"malformed database schema \((.*)\) - (?:near .*: syntax error|unknown table option: .*)")
+_TOKENIZERS = {"unicode61", "ascii", "porter", "trigram"}  # those that SQLite brings
+_MIGRATIONS = "SELECT dir, version, filename, sql, hash FROM migrations ORDER BY rowid"
+_HARMLESS_AGAIN = {("metadb", 6)}
+"""Migrations that Chroma may apply to what they have made: `CREATE ... IF NOT EXISTS` and nothing else."""
 _COMPUTED_COLUMN = (2, 3)  # table_xinfo's word for generated columns, virtual and stored
 
 
@@ -73,19 +92,26 @@ class Schema:
     Args:
         tables: Columns of each plain table, by its name.
         replaced: Tables whose name stands for a view or virtual table; they are never read.
-        triggers: Names.
+        triggers: Names of those that something which Chroma does may fire.
+        foreign_triggers: Names of the others.
         views: Names.
-        fulltext: Whether the full-text table is declared as Chroma declares it.
+        fulltext: Whether the full-text table is declared so that Chroma can search it, by whatever tokenizer.
+        fulltext_unknown: Whether there is a table of its name that is declared in another way.
         applied: Highest version applied, by directory of migrations.
+        fulltext_migrated: Whether the full-text table was made by an upgrade, of rows that were there before (0.4.3 to
+            0.4.5); the order in which migrations were recorded tells.
         computing: Tables with a column, check or index that holds an expression; a look through them would run it.
     """
 
     tables: dict[str, set[str]] = field(default_factory=dict)
     replaced: set[str] = field(default_factory=set)
     triggers: list[str] = field(default_factory=list)
+    foreign_triggers: list[str] = field(default_factory=list)
     views: list[str] = field(default_factory=list)
     fulltext: bool = False
+    fulltext_unknown: bool = False
     applied: dict[str, int] = field(default_factory=dict)
+    fulltext_migrated: bool = False
     computing: set[str] = field(default_factory=set)
 
     def has(self, table: str, column: str) -> bool:
@@ -122,15 +148,24 @@ def read_schema(connection: sqlite3.Connection) -> tuple[Schema, list[Finding]]:
                 if _CHECK.search(sql) or any(column[6] in _COMPUTED_COLUMN for column in columns):
                     computing.append((name, f"table {printable(name)} checks or computes columns"))
             elif kind == "index":
-                if sql and not _PLAIN_INDEX.fullmatch(sql.strip()):
+                if sql and not _is_cheap_index(sql):
                     computing.append((table, f"index {printable(name)} holds an expression"))
             else:
-                _note_other(schema, kind, name, sql)
+                _note_other(schema, kind, name, table, sql)
+    findings[:] = [_of_newer_sqlite(finding) for finding in findings]
     for table, detail in computing:
         schema.computing.add(table)
         code = "sqlite.unexpected_expression" if table in _CHROMAS else "check.foreign_expression"
         findings.append(Finding(code, DATABASE, f"{detail}, which no Chroma writes and no check may run"))
     return schema, findings
+
+
+def _of_newer_sqlite(finding: Finding) -> Finding:
+    """What a declaration that SQLite cannot parse means: one that is not of Chroma may be too new for it."""
+    name = _NOT_PARSED.search(finding.detail)
+    if name is None or any(name[1].lower().removeprefix("sqlite_autoindex_").startswith(ours) for ours in _CHROMAS):
+        return finding
+    return Finding("sqlite.schema_newer", finding.file, f"{finding.detail}, which a later SQLite than this may know")
 
 
 def inspect_schema(connection: sqlite3.Connection, schema: Schema) -> list[Finding]:
@@ -154,30 +189,71 @@ def inspect_schema(connection: sqlite3.Connection, schema: Schema) -> list[Findi
     for name in schema.triggers:
         detail = f"trigger {printable(name)} would run when Chroma opens the delta"
         findings.append(Finding("sqlite.unexpected_trigger", DATABASE, detail))
+    for name in schema.foreign_triggers:
+        detail = f"trigger {printable(name)} of a table that Chroma never writes"
+        findings.append(Finding("sqlite.foreign_trigger", DATABASE, detail))
     findings += [Finding("sqlite.unexpected_view", DATABASE, f"view {printable(name)}") for name in schema.views]
     return findings
 
 
-def _note_other(schema: Schema, kind: str, name: str, sql: str) -> None:
+def _note_other(schema: Schema, kind: str, name: str, table: str, sql: str) -> None:
     if kind == "trigger":
-        schema.triggers.append(name)
+        (schema.triggers if table.lower() in _WRITTEN else schema.foreign_triggers).append(name)
     elif (kind, name) == ("table", FULLTEXT):
-        schema.fulltext = _FULLTEXT_SQL.fullmatch(sql.strip()) is not None
+        schema.fulltext = _is_fulltext(sql)
+        schema.fulltext_unknown = not schema.fulltext and "string_value" in sql.lower()  # else no query can be answered
     elif name in _CHROMAS:
         schema.replaced.add(name)
     elif kind == "view":
         schema.views.append(name)
 
 
+def _is_cheap_index(sql: str) -> bool:
+    """Whether a look at an index evaluates at most what is cheap: columns, comparisons, and a few functions."""
+    head = _INDEX.match(sql.strip())
+    if head is None:
+        return False
+    tokens: list[str] = []
+    at, body = 0, sql.strip()[head.end() :]
+    while at < len(body):
+        part = _TOKEN.match(body, at)
+        if part is None:
+            return False
+        at = part.end()
+        if not part[0].isspace():
+            tokens.append(part[0].lower())
+    for before, word in zip(["", *tokens], tokens, strict=False):
+        if word in _COSTLY or (before == "collate" and word.strip("\"'`[]") not in _COLLATIONS):
+            return False
+        is_call = word == "(" and (before[:1].isalnum() or before[:1] in ("_", '"', "`", "["))
+        if is_call and before not in _CHEAP and before not in _BEFORE_BRACKET:
+            return False
+    return True
+
+
+def _is_fulltext(sql: str) -> bool:
+    """Whether a table is one of full texts with the one column that Chroma searches, and keeps its texts itself."""
+    declared = _FULLTEXT_SQL.fullmatch(sql.strip())
+    parts = [_FULLTEXT_PART.fullmatch(part) for part in declared[1].split(",")] if declared else [None]
+    columns = [part for part in parts if part and part["column"]]
+    tokenizers = {part["tokenizer"].lower() for part in parts if part and part["tokenizer"]}
+    return None not in parts and len(columns) == 1 and tokenizers <= _TOKENIZERS
+
+
 def _inspect_migrations(connection: sqlite3.Connection, schema: Schema) -> list[Finding]:
     """Chroma compares these rows with its own and opens nothing when they differ. Each carries its own checksum."""
     versions: dict[object, list[object]] = {}
     findings = []
-    for folder, version, *texts in connection.execute("SELECT dir, version, filename, sql, hash FROM migrations"):
+    order = []
+    for folder, version, *texts in connection.execute(_MIGRATIONS):
+        order.append((folder, version))
         versions.setdefault(folder, []).append(version)
         if not all(is_text(text) for text in texts) or not _is_checksum(*texts[1:]):
             detail = f"the row of migration {folder} {version!r} does not agree with its own checksum"
             findings.append(Finding("sqlite.migration_mismatch", DATABASE, printable(detail, 200)))
+    until = order.index(_FULLTEXT_SINCE) if _FULLTEXT_SINCE in order else 0
+    schema.fulltext_migrated = until > 0 and order[until - 1] != (_FULLTEXT_SINCE[0], _FULLTEXT_SINCE[1] - 1)
+    schema.fulltext_migrated |= until > 1 and order[until - 2] != (_FULLTEXT_SINCE[0], _FULLTEXT_SINCE[1] - 2)
     newer = [
         f"migration {folder} {version!r}, known up to {NEWEST_MIGRATIONS.get(str(folder), 0)}"
         for folder, seen in versions.items()
@@ -214,7 +290,7 @@ def _is_checksum(sql: str, checksum: str) -> bool:
 def _ahead(schema: Schema) -> Iterator[str]:
     """What is there before its migration: Chroma would apply that again, and fail."""
     for table, since, columns in _REQUIRED:
-        if not schema.reached(since):
+        if not schema.reached(since) and since not in _HARMLESS_AGAIN:
             for column in columns.split():
                 if schema.has(table, column):
                     yield f"{table} has the column {column} of {since[0]} {since[1]}"
@@ -238,5 +314,11 @@ def _missing(schema: Schema) -> list[Finding]:
             detail = f"table {table} has no column {', '.join(sorted(lacking))}"
             findings.append(Finding("sqlite.column_missing", DATABASE, detail))
     if schema.searches_fulltext and not schema.fulltext:
-        findings.append(Finding("sqlite.table_missing", DATABASE, f"table {FULLTEXT} is not there as Chroma makes it"))
+        if schema.fulltext_unknown or schema.has(FULLTEXT, "string_value"):
+            detail = f"table {FULLTEXT} is declared in a way that is not known here, so it was not read"
+            findings.append(Finding("sqlite.fulltext_unknown", DATABASE, detail))
+        else:
+            findings.append(
+                Finding("sqlite.table_missing", DATABASE, f"table {FULLTEXT} is not there as Chroma makes it")
+            )
     return findings

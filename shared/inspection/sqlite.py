@@ -26,6 +26,7 @@ _PROBLEMS_SHOWN = 5
 _LONGEST_SHOWN = 300
 _LONGEST_NUMBER = 30  # of a row, which a damaged schema lets be any text
 _NOT_DECODED = "Could not decode to UTF-8"  # Python's own words, with no code of SQLite's
+_UNSAFE = "unsafe use of"
 _LONGEST_VALUE = 256 * 1024 * 1024  # bytes of one text or blob; Chroma's longest is a document
 _CACHED_KIB = 512  # of pages: nearly all are looked at once, and memory that is used again is faster than new memory
 _PROGRESS_STEPS = 20_000  # virtual machine steps between two looks at the clock, some milliseconds
@@ -40,11 +41,22 @@ ENVIRONMENT = {
 }
 
 _FULLTEXT_QUERY = "SELECT 1 FROM embedding_fulltext_search WHERE string_value LIKE '%a%' LIMIT 1"
+# A text without an embedding is left behind (0.4.24). The last column counts what the migration of 0.4.6 puts there: it
+# takes the number of a metadata row for that of an embedding.
 _DOCUMENTS_MISSING = """
-    SELECT count(*), sum(f.id IS NULL), min(m.id) FROM embedding_metadata AS m
+    SELECT count(*), sum(f.id IS NULL), min(m.id), sum(
+        f.id IS NOT NULL AND f.c0 IS (SELECT o.string_value FROM embedding_metadata AS o WHERE o.rowid = m.id)
+    ) FROM embedding_metadata AS m
     LEFT JOIN embedding_fulltext_search_content AS f ON f.id = m.id
     WHERE m.key = 'chroma:document' AND f.c0 IS NOT m.string_value
+    AND EXISTS (SELECT 1 FROM embeddings AS e WHERE e.id = m.id)
 """
+_TABLES_OF_ROWS = "SELECT name FROM sqlite_schema WHERE type = 'table' AND rootpage > 0"
+_CHECKS_VIRTUAL_SINCE = (3, 44)
+_SAID_BY_LATER = re.compile(
+    r"fts\d: |(malformed|unable to validate the) inverted index for FTS|In R-?Tree |(NUMERIC|TEXT|non-\w+) value in ",
+    re.IGNORECASE,
+)
 _PAGE = re.compile(r"\bpage (\d+)", re.IGNORECASE)
 
 
@@ -68,7 +80,7 @@ def inspect_header(head: bytes, size: int) -> list[Finding]:
         ("read version", 19, read_version, (1, 2)),
         ("payload fractions", 21, fractions, ([64, 32, 32],)),
         ("schema format", 44, schema_format, (0, 1, 2, 3, 4)),
-        ("text encoding", 56, encoding, (0, 1)),
+        ("text encoding", 56, encoding, (0, 1, 2, 3)),
     ):
         if seen not in allowed:
             detail = f"{field} at offset {at} is {seen}, expected {' or '.join(str(value) for value in allowed)}"
@@ -143,6 +155,8 @@ def explained(doing: str) -> Iterator[list[Finding]]:
             raise NotUtf8 from error
         primary = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_ERROR) & 0xFF
         detail = printable(f"{doing}: {error}", _LONGEST_SHOWN)  # SQLite quotes names of the delta
+        if _UNSAFE in str(error):  # which `trusted_schema=OFF` forbids, and Chroma does not
+            raise CouldNotCheck("check.foreign_expression", detail) from error
         if primary in _CORRUPT:
             findings.append(Finding(_CORRUPT[primary], DATABASE, detail))
         elif primary in ENVIRONMENT:
@@ -155,32 +169,69 @@ def explained(doing: str) -> Iterator[list[Finding]]:
 
 
 def inspect_integrity(connection: sqlite3.Connection) -> list[Finding]:
-    """What `PRAGMA integrity_check` finds: pages, freelist, order of rows, and every index against its table."""
+    """What `PRAGMA integrity_check` finds: pages, freelist, order of rows, and every index against its table.
+
+    The verdict is the same with every SQLite from 3.34 on. Later ones also look into virtual tables (3.44; their terms
+    are read by nobody, and Chroma itself writes some that do not match) and at types of values (which are looked at
+    where Chroma reads them). What only these find is left out.
+    """
     problems: list[str] = []
-    with explained("integrity check") as findings:
-        problems = _problems(connection, _PROBLEMS_SHOWN)
+    aside = False
+    try:
+        with explained("integrity check") as findings:
+            problems, aside = _problems(connection, f"{_PROBLEMS_SHOWN}")
+    except CouldNotCheck as fault:
+        # No table of rows answers with a plain SQL error; what a virtual one needs may be missing.
+        if getattr(fault.__cause__, "sqlite_errorcode", 0) & 0xFF != sqlite3.SQLITE_ERROR:
+            raise
+        aside, findings = True, []
     if findings:
         # Python's sqlite3 drops a row when the next step fails, and the first row names the page. Enough is proven.
         with suppress(CouldNotCheck), explained("integrity check"):
-            problems = _problems(connection, 1)
+            problems, _ = _problems(connection, "1")
+        aside = not problems and sqlite3.sqlite_version_info >= _CHECKS_VIRTUAL_SINCE
+    if aside:
+        problems += _problems_of_tables(connection)
+        findings = []
     if not problems:
         return findings
-    return [Finding("sqlite.malformed", DATABASE, printable(problem, _LONGEST_SHOWN)) for problem in problems]
+    return [
+        Finding("sqlite.malformed", DATABASE, printable(problem, _LONGEST_SHOWN))
+        for problem in problems[:_PROBLEMS_SHOWN]
+    ]
 
 
-def _problems(connection: sqlite3.Connection, most: int) -> list[str]:
-    """What the integrity check says, with the offset of each page that it names."""
+def _problems(connection: sqlite3.Connection, argument: str) -> tuple[list[str], bool]:
+    """What the integrity check says, with the offset of each page that it names, and whether something was left out."""
     problems: list[str] = []
-    for (text,) in connection.execute(f"PRAGMA integrity_check({most})"):
-        problems += [line for line in text.splitlines() if line != "ok" and "***" not in line]
+    aside = False
+    for (text,) in connection.execute(f"PRAGMA integrity_check({argument})"):
+        if _SAID_BY_LATER.match(text):
+            aside = True
+        else:
+            problems += [line for line in text.splitlines() if line != "ok" and "***" not in line]
     if not problems:
-        return []
+        return [], aside
     ((page_size,),) = connection.execute("PRAGMA page_size")
     pages = [_PAGE.search(problem) for problem in problems]
     return [
         problem if page is None else f"{problem} (at offset {(int(page[1]) - 1) * page_size})"
-        for problem, page in zip(problems[:most], pages, strict=False)
-    ]
+        for problem, page in zip(problems, pages, strict=True)
+    ], aside
+
+
+def _problems_of_tables(connection: sqlite3.Connection) -> list[str]:
+    """The same of each table of rows alone, which leaves virtual ones aside."""
+    names: list[str] = []
+    with explained("integrity check") as findings:
+        names = [name for (name,) in connection.execute(_TABLES_OF_ROWS)]
+    problems = [finding.detail for finding in findings]
+    for name in names:
+        quoted = name.replace("'", "''")
+        with explained(f"integrity check of {name}") as findings:
+            problems += _problems(connection, f"'{quoted}'")[0]
+        problems += [finding.detail for finding in findings]
+    return list(dict.fromkeys(problems))
 
 
 def what_is_readable(connection: sqlite3.Connection, tables: Iterable[str]) -> str:
@@ -199,31 +250,40 @@ def _readable_rows(connection: sqlite3.Connection, table: str) -> str:
     return f"{table}: {rows} rows, then damage" if broken else f"{table}: all {rows} rows"
 
 
-def inspect_fulltext(connection: sqlite3.Connection) -> list[Finding]:
+def inspect_fulltext(connection: sqlite3.Connection, *, migrated: bool = False) -> list[Finding]:
     """Whether the full-text table can answer Chroma's queries, and whether it holds every document.
 
     Chroma 1.5 reads its texts and never its terms, so the terms are not looked at: damage there loses nothing.
+
+    Args:
+        connection: A database with a full-text table that may be read.
+        migrated: Whether the table was made by a migration of rows that were there before.
     """
-    wrong, missing, first = 0, 0, None
+    wrong, missing, first, shifted = 0, 0, None, 0
     try:
         with explained("reading the full-text table") as findings:
-            # Its schema is exactly Chroma's (see `schema`). Too short a pattern for the terms: texts are read.
+            # Its schema is one that `schema` knows. Too short a pattern for the terms: texts are read.
             connection.execute(_FULLTEXT_QUERY).fetchone()
-            ((wrong, missing, first),) = connection.execute(_DOCUMENTS_MISSING)
+            ((wrong, missing, first, shifted),) = connection.execute(_DOCUMENTS_MISSING)
     except CouldNotCheck as fault:
-        # The statements are constant, so a plain SQL error says that the tables are not fit for them.
-        if getattr(fault.__cause__, "sqlite_errorcode", 0) & 0xFF != sqlite3.SQLITE_ERROR:
+        # The statements are constant, so a plain SQL error says that the tables are not fit for them, unless it is
+        # about a tokenizer or an option of it that this SQLite is too old to know.
+        if (
+            "tokenizer" in fault.detail
+            or getattr(fault.__cause__, "sqlite_errorcode", 0) & 0xFF != sqlite3.SQLITE_ERROR
+        ):
             raise
         findings.append(Finding("sqlite.fulltext_unusable", DATABASE, fault.detail))
     if findings:
         return [Finding("sqlite.fulltext_unusable", DATABASE, finding.detail) for finding in findings]
-    if wrong:
-        detail = (
-            f"of the documents in embedding_metadata {missing} are missing from the full-text table and "
-            f"{wrong - missing} differ there, the first of row {printable(str(first), _LONGEST_NUMBER)}"
-        )
-        return [Finding("sqlite.fulltext_unusable", DATABASE, detail)]
-    return []
+    if not wrong:
+        return []
+    detail = (
+        f"of the documents in embedding_metadata {missing} are missing from the full-text table and "
+        f"{wrong - missing} differ there, the first of row {printable(str(first), _LONGEST_NUMBER)}"
+    )
+    outdated = migrated or (shifted == wrong - missing > 0)
+    return [Finding("sqlite.fulltext_outdated" if outdated else "sqlite.fulltext_unusable", DATABASE, detail)]
 
 
 def _read_only_uri(path: Path) -> str:

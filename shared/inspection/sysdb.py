@@ -26,6 +26,7 @@ _SEGMENT_TYPES = {
 _SEGMENT_TYPE = re.compile(r"urn:chroma:segment/[a-z]+/[a-z]+(?:-[a-z]+)*")
 _UUID = re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}", re.IGNORECASE)
 _LONGEST_NAME = 512  # characters of a collection's name; Chroma takes no longer ones
+_NUMBERS_SINCE = ("metadb", 5)
 _DEFAULT_DATABASE = ("00000000-0000-0000-0000-000000000000", "default_database", "default_tenant")
 _QUEUE_SETTINGS = """
     SELECT id, config_json_str, CASE WHEN json_valid(config_json_str) THEN
@@ -97,10 +98,10 @@ def read_collections(connection: sqlite3.Connection, schema: Schema) -> tuple[li
     with explained("reading the collections") as unread:
         findings += _inspect_queue_settings(connection, schema)
         databases = _databases(connection, findings) if schema.has("collections", "database_id") else None
-        numbers = _sequence_numbers(connection, findings)
+        numbers = _sequence_numbers(connection, findings, blobs=not schema.reached(_NUMBERS_SINCE))
         segments = _segments(connection, findings)
         metadata_of = _segment_metadata(connection, schema)
-        for id_, name, dimension, database, *settings in connection.execute(_collections_query(schema)):
+        for id_, name, dimension, database, declared, configured in connection.execute(_collections_query(schema)):
             texts = is_text(name) and len(name) <= _LONGEST_NAME and is_text(id_) and _UUID.fullmatch(id_)
             if not texts or not _is_dimension(dimension):
                 what = f"collection {shown(name)} has an id, a name or a dimension ({shown(dimension)}) that is none"
@@ -117,7 +118,8 @@ def read_collections(connection: sqlite3.Connection, schema: Schema) -> tuple[li
             taken = None
             try:
                 # An index is not made before there is a vector, so the metadata of its segment is not looked at either.
-                taken = index_settings(*settings, metadata_of.get(vector, {}) if dimension is not None else {})
+                legacy = metadata_of.get(vector, {}) if dimension is not None else {}
+                taken = index_settings(declared, configured, legacy)
             except SettingsRefused as error:
                 detail = f"{error.place} of collections {shown(name)} is not what Chroma can parse: {error.reason}"
                 findings.append(Finding("records.row_unreadable", DATABASE, printable(detail, 200)))
@@ -205,11 +207,18 @@ def _databases(connection: sqlite3.Connection, findings: list[Finding]) -> dict[
     return {id_: (name, tenant) for id_, name, tenant in rows}
 
 
-def _sequence_numbers(connection: sqlite3.Connection, findings: list[Finding]) -> dict[object, int]:
-    """The last operation that each segment has taken up."""
+def _sequence_numbers(connection: sqlite3.Connection, findings: list[Finding], *, blobs: bool) -> dict[object, int]:
+    """The last operation that each segment has taken up.
+
+    Args:
+        connection: The database.
+        findings: Takes in what is wrong.
+        blobs: Whether numbers may be eight bytes. Chroma 1.x turns them into integers when it opens a delta, once; an
+            older version that writes one after that makes the delta unreadable.
+    """
     numbers: dict[object, int] = {}
     for segment, value in connection.execute("SELECT segment_id, seq_id FROM max_seq_id"):
-        number = _sequence_number(value)
+        number = _sequence_number(value) if blobs or not isinstance(value, bytes) else None
         if number is not None:
             numbers[segment] = number
         elif value is not None:

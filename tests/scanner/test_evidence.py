@@ -34,9 +34,6 @@ EVIDENCE = {
     "queue-vector-short": (
         "healthy_delta", DATABASE, r"row \d+ of embeddings_queue: 124 bytes, dimension 32 needs 128", LOST_1_OF_50,
     ),
-    "queue-vector-nan": (
-        "healthy_delta", DATABASE, r"row \d+ of embeddings_queue: NaN or infinity, expected finite", LOST_1_OF_50,
-    ),
     "queue-encoding-unknown": (
         "healthy_delta", DATABASE, r"row \d+ of embeddings_queue: encoding 'FLOAT8', expected FLOAT32", LOST_1_OF_50,
     ),
@@ -84,11 +81,7 @@ EVIDENCE = {
         f"all 123 {LEFT}",
     ),
     "data-truncated": (
-        "flushed_delta", "data_level0.bin", r"10200 bytes, expected 20400 to \d+ in steps of 204", LOST_INDEX,
-    ),
-    "data-vector-nan": (
-        "appended_delta", "data_level0.bin", r"the first at offset \d+: NaN or infinity, expected 16 finite numbers",
-        LOST_1_OF_130,
+        "flushed_delta", "data_level0.bin", r"10200 bytes, expected 20400 for 100 embeddings", LOST_INDEX,
     ),
     "data-neighbour-outside": (
         "appended_delta", "data_level0.bin",
@@ -100,7 +93,8 @@ EVIDENCE = {
         LOST_1_OF_130,
     ),
     "links-truncated": (
-        "flushed_delta", "link_lists.bin", r"\d+ bytes, expected 400 and up to \d+ in steps of 68 for 100 embeddings",
+        "flushed_delta", "link_lists.bin",
+        r"\d+ bytes(, expected 400 for 100 embeddings| of links at offset \d+, the file ends \d+ later)",
         f"all 123 {LEFT}",
     ),
     "pickle-truncated": (
@@ -135,7 +129,7 @@ def test_a_person_is_told_where_what_and_how_much_is_left(
 
 def test_the_place_that_is_told_is_where_the_damage_was_done(flushed_delta: Path, copy_of: CopyOf) -> None:
     """Of the damages that tell their own offset."""
-    for kind in ("data-vector-nan", "data-label-changed"):
+    for kind in ("data-label-changed",):
         delta = copy_of(flushed_delta)
         (at,) = re.findall(r"data_level0\.bin at (\d+)", apply_damage(kind, delta))
         assert f"at offset {at}" in told(delta)

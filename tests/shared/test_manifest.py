@@ -223,6 +223,16 @@ def test_a_collection_that_nobody_uploaded_contradicts_the_manifest() -> None:
     assert [finding.code for finding in compare_collections(GIVEN, seen)] == ["manifest.content_differs"]
 
 
+def test_databases_may_have_collections_of_one_name() -> None:
+    twins = (CollectionCount("words", 384, 50), CollectionCount("words", 8, 7))
+    listed = tuple(ManifestCollection(name=c.name, dimension=c.dimension, count=c.count) for c in twins)
+    given = GIVEN.model_copy(update={"collections": listed})
+    assert compare_collections(given, twins) == compare_collections(given, twins[::-1]) == []
+    (finding,) = compare_collections(given, twins[:1])
+    words = "50 of dimension 384 and 7 of dimension 8 were uploaded"
+    assert finding.detail == f"collection 'words' has 50 embeddings of dimension 384, {words}"
+
+
 BYTES = [b"", b"a", b"123456789", bytes(range(256)) * 1000]
 
 

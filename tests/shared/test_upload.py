@@ -14,6 +14,7 @@ import stamina
 from awscrt.checksums import crc64nvme
 from botocore.exceptions import EndpointConnectionError
 
+from local.damage import apply_damage
 from local.deltas import DeltaRecipe, build_delta
 from shared.delta import DATABASE, MANIFEST, DeltaLocation
 from shared.errors import TargetError, UploadFailed
@@ -104,12 +105,12 @@ def test_foreign_files_and_empty_journals_stay_behind(
     assert not {".DS_Store", "chroma.sqlite3-journal"} & names(store, bucket)
 
 
-def test_a_delta_that_is_corrupt_already_is_not_uploaded(
+def test_a_delta_whose_writer_was_killed_is_not_uploaded(
     store: Store, bucket: str, healthy_delta: Path, copy_of: CopyOf
 ) -> None:
     folder = copy_of(healthy_delta)
-    (folder / "chroma.sqlite3-journal").write_bytes(b"half a transaction")
-    with pytest.raises(UploadFailed, match=r"layout\.journal_present"):
+    apply_damage("journal-hot", folder)
+    with pytest.raises(UploadFailed, match=r"layout\.journal_unsettled"):
         upload_delta(folder, bucket, KEY)
     assert names(store, bucket) == set()
 

@@ -22,6 +22,7 @@ from shared.findings import CATALOGUE
 from shared.folder import FolderContent, list_folder
 from shared.inspection import Examination, examine, hnsw, sqlite
 from shared.verdict import RULES, CollectionCount, Depth, Status, status_of
+from tests.histories import Chroma
 from tests.shared.inspection.databases import changed
 
 CopyOf = Callable[[Path], Path]
@@ -194,6 +195,10 @@ class Faulty:
             raise CouldNotCheck("check.disk_full", "writing to the scratch folder: No space left on device")
         return self._inner.folder()
 
+    @property
+    def in_place(self) -> bool:
+        return self._inner.in_place
+
 
 @pytest.mark.parametrize(("failing", "code"), [("head", "check.throttled"), ("folder", "check.disk_full")])
 def test_bytes_that_cannot_be_had_make_a_delta_undetermined(healthy_delta: Path, failing: str, code: str) -> None:
@@ -211,13 +216,34 @@ def test_what_is_not_asked_for_cannot_fail(healthy_delta: Path) -> None:
     assert examine(listing, Faulty(content, "folder"), Depth.HEADER, 60).observed == []
 
 
-def test_what_names_and_headers_prove_needs_no_other_bytes(healthy_delta: Path, copy_of: CopyOf) -> None:
+@pytest.mark.parametrize("depth", Depth)
+def test_a_journal_in_use_proves_a_copy_in_mid_write_and_nothing_in_place(
+    healthy_delta: Path, copy_of: CopyOf, depth: Depth
+) -> None:
+    """Its head alone is read. Who opens the database where the journal belongs settles it."""
     copy = copy_of(healthy_delta)
-    (copy / "chroma.sqlite3-journal").write_bytes(b"x" * 512)
+    apply_damage("journal-hot", copy)
     listing = list_folder(copy)
-    for failing in ("head", "folder"):
-        examination = examine(listing, Faulty(FolderContent(copy, listing, 2**31), failing), Depth.OPEN, 60)
-        assert codes(examination) == ["layout.journal_present"]
+    for in_place, code in ((False, "layout.journal_present"), (True, "layout.journal_unsettled")):
+        content = Faulty(FolderContent(copy, listing, 2**31, in_place=in_place), "folder")
+        examination = examine(listing, content, depth, 60)
+        assert codes(examination) == [code]
+        assert status_of(examination.observed) is (Status.UNDETERMINED if in_place else Status.CORRUPT)
+
+
+@pytest.mark.parametrize("name", ["chroma.sqlite3-journal", "chroma.sqlite3-wal"])
+@pytest.mark.parametrize("content", [bytes(4096), b"half a transaction", b"\x37\x7f\x06\x82" + bytes(28)])
+@pytest.mark.parametrize("depth", [Depth.LISTING, Depth.HEADER, Depth.STRUCTURE])
+def test_a_journal_that_sqlite_does_not_use_is_a_note(
+    healthy_delta: Path, copy_of: CopyOf, chroma: Chroma, name: str, content: bytes, depth: Depth
+) -> None:
+    """`journal_mode=persist` zeroes its header after a commit; section 3 of SQLite's file format."""
+    copy = copy_of(healthy_delta)
+    (copy / name).write_bytes(content)
+    examination = examined(copy, depth)
+    assert codes(examination) == ["layout.journal_stale"]
+    assert status_of(examination.observed) is Status.HEALTHY
+    assert chroma.read(copy)["words"]["count"] == 50
 
 
 @pytest.mark.parametrize("depth", [Depth.LISTING, Depth.HEADER])
@@ -331,7 +357,7 @@ def test_damage_that_all_collections_share_tells_what_is_left_of_each(two_flushe
 
 def test_damage_to_one_collection_says_nothing_of_the_others(two_flushed_delta: Path, copy_of: CopyOf) -> None:
     copy = copy_of(two_flushed_delta)
-    apply_damage("data-vector-nan", copy)
+    apply_damage("data-neighbour-outside", copy)
     (left,) = notes_of(examined(copy), "records.recoverable")
     assert left.startswith("129 of 130 embeddings of 'words")
 
@@ -365,7 +391,7 @@ def test_what_can_still_be_read_of_a_database_that_is_not_sound_is_told(healthy_
 
 
 def test_nothing_is_read_of_a_database_that_would_have_to_be_run(healthy_delta: Path, copy_of: CopyOf) -> None:
-    copy = changed(copy_of(healthy_delta), "CREATE INDEX computed ON embeddings (abs(seq_id))")
+    copy = changed(copy_of(healthy_delta), "CREATE INDEX computed ON embeddings (hex(seq_id))")
     assert codes(examined(copy)) == ["sqlite.unexpected_expression"]
 
 

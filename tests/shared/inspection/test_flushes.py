@@ -192,3 +192,22 @@ def test_labels_that_nothing_in_the_queue_needs_are_no_finding(counted_too_few: 
     )
     assert chroma.read(counted_too_few)[NAME]["count"] == 5
     assert status_of(examined(counted_too_few).observed) is Status.HEALTHY
+
+
+def test_vectors_of_operations_that_were_never_committed_are_left_over(delta: Path, chroma: Chroma) -> None:
+    """0.x may be killed after its index was written and before the database is committed."""
+    changed(
+        delta,
+        "DELETE FROM embeddings WHERE embedding_id = 'id 4'",
+        "DELETE FROM embeddings_queue WHERE id = 'id 4'",
+        "UPDATE embeddings_queue SET seq_id = seq_id - 1 WHERE seq_id > 5",
+        f"DELETE FROM max_seq_id WHERE {OF_INDEX}",
+    )
+    assert chroma.read(delta)[NAME]["count"] == 8
+    examination = examined(delta)
+    assert [finding.code for finding in examination.observed] == ["records.leftover"]
+
+
+def test_a_vector_whose_operation_was_committed_has_lost_its_row(delta: Path) -> None:
+    changed(delta, "DELETE FROM embeddings WHERE embedding_id = 'id 4'", f"DELETE FROM max_seq_id WHERE {OF_INDEX}")
+    assert "records.id_missing" in {finding.code for finding in examined(delta).observed}

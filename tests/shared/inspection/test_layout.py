@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from shared.delta import DATABASE, DeltaFile, Listing
 from shared.folder import list_folder
-from shared.inspection.layout import inspect_names, segments_in, suspect_segments
+from shared.inspection.layout import inspect_journal, inspect_names, journals_in, segments_in, suspect_segments
 from shared.verdict import Finding, Status, status_of
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
@@ -55,12 +55,28 @@ def test_a_delta_without_a_database_is_none(healthy_delta: Path) -> None:
     assert finding == Finding("layout.database_missing", DATABASE, "not there, and nothing else either")
 
 
-@pytest.mark.parametrize("journal", ["chroma.sqlite3-journal", "chroma.sqlite3-wal"])
-def test_a_journal_that_holds_something_proves_a_copy_in_mid_write(healthy_delta: Path, journal: str) -> None:
-    (finding,) = inspect_names(with_files(healthy_delta, **{journal: 512}))
+MAGIC = {"chroma.sqlite3-journal": "d9d505f920a163d7", "chroma.sqlite3-wal": "377f0682"}
+
+
+@pytest.mark.parametrize("journal", MAGIC)
+def test_a_journal_in_use_proves_a_copy_in_mid_write(healthy_delta: Path, journal: str) -> None:
+    listing = with_files(healthy_delta, **{journal: 512})
+    assert (inspect_names(listing), journals_in(listing)) == ([], [journal])
+    head = bytes.fromhex(MAGIC[journal]).ljust(56, b"\0")
     detail = "512 bytes beside the database: the copy was taken during a write"
+    (finding,) = inspect_journal(journal, 512, head, in_place=False)
     assert finding == Finding("layout.journal_present", journal, detail)
     assert status_of([finding]) is Status.CORRUPT
+    (finding,) = inspect_journal(journal, 512, head, in_place=True)
+    assert (finding.code, status_of([finding])) == ("layout.journal_unsettled", Status.UNDETERMINED)
+
+
+def test_a_log_whose_frames_are_of_an_earlier_one_is_stale() -> None:
+    """After a checkpoint the log begins anew, with other salts."""
+    head = bytes.fromhex(MAGIC["chroma.sqlite3-wal"]).ljust(16, b"\0") + b"new salt".ljust(16, b"\0")
+    for salts, code in ((b"new salt", "layout.journal_present"), (b"old salt", "layout.journal_stale")):
+        (finding,) = inspect_journal("chroma.sqlite3-wal", 5000, head + bytes(8) + salts + bytes(8), in_place=False)
+        assert finding.code == code
 
 
 @pytest.mark.parametrize("journal", ["chroma.sqlite3-journal", "chroma.sqlite3-wal"])

@@ -11,9 +11,11 @@ from typing import Any
 import pytest
 
 from shared.delta import DATABASE
+from shared.errors import CouldNotCheck
 from shared.inspection.schema import NEWEST_MIGRATIONS, Schema, inspect_schema, read_schema
-from shared.inspection.sqlite import opened
+from shared.inspection.sqlite import inspect_fulltext, opened
 from shared.verdict import Finding, Status, status_of
+from tests.histories import Chroma
 from tests.samples import SAMPLES, Sample
 from tests.shared.inspection.databases import asked, changed, untyped
 
@@ -66,20 +68,54 @@ def test_a_table_that_chroma_needs_and_that_is_missing_is_told(delta: Path, tabl
     assert findings == [Finding("sqlite.table_missing", DATABASE, f"table {table} is not there")]
 
 
-@pytest.mark.parametrize(
-    "statement",
-    [
-        f"DROP TABLE {FULLTEXT}",
-        f"UPDATE sqlite_schema SET sql = replace(sql, 'trigram', 'unicode61') WHERE name = '{FULLTEXT}'",
-        f"UPDATE sqlite_schema SET sql = replace(sql, 'string_value', 'other') WHERE name = '{FULLTEXT}'",
-        f"UPDATE sqlite_schema SET sql = replace(sql, 'fts5', 'fts4') WHERE name = '{FULLTEXT}'",
-        f"UPDATE sqlite_schema SET sql = replace(sql, 'tokenize', 'content=x, tokenize') WHERE name = '{FULLTEXT}'",
-    ],
-)
-def test_a_full_text_table_that_is_not_as_chroma_makes_it_is_missing(delta: Path, statement: str) -> None:
+FTS = f"UPDATE sqlite_schema SET sql = replace(sql, '{{}}', '{{}}') WHERE name = '{FULLTEXT}'"
+
+
+@pytest.mark.parametrize("statement", [f"DROP TABLE {FULLTEXT}", FTS.format("string_value", "other")])
+def test_a_full_text_table_that_chroma_cannot_ask_is_missing(delta: Path, statement: str) -> None:
     findings = findings_of(delta, "PRAGMA writable_schema = ON", statement)
     detail = f"table {FULLTEXT} is not there as Chroma makes it"
     assert findings == [Finding("sqlite.table_missing", DATABASE, detail)]
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        FTS.format("fts5", "fts4"),
+        FTS.format("tokenize", "content=x, tokenize"),
+        FTS.format("trigram", "mine"),
+        FTS.format("string_value", "string_value, more"),
+    ],
+)
+def test_a_full_text_table_of_a_way_that_is_not_known_is_not_judged(delta: Path, statement: str) -> None:
+    findings = findings_of(delta, "PRAGMA writable_schema = ON", statement)
+    assert codes(findings) == {"sqlite.fulltext_unknown"}
+    assert status_of(findings) is Status.UNDETERMINED
+
+
+TOKENIZERS = [
+    "string_value", "string_value, tokenize='unicode61'", "string_value, tokenize = \"unicode61 remove_diacritics 2\"",
+    "string_value, tokenize='porter unicode61'", "string_value, tokenize='ascii', prefix='2 3'",
+    "\"string_value\", tokenize='trigram', detail=none", "string_value, tokenize=trigram, columnsize=0",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("declared", TOKENIZERS)
+def test_a_full_text_table_that_was_made_anew_with_another_tokenizer_answers_as_well(
+    delta: Path, chroma: Chroma, declared: str
+) -> None:
+    """`chops fts rebuild --tokenizer`: Chroma reads the texts and never the terms."""
+    changed(
+        delta,
+        f"DROP TABLE {FULLTEXT}",
+        f"CREATE VIRTUAL TABLE {FULLTEXT} USING fts5({declared})",
+        f"INSERT INTO {FULLTEXT} (rowid, string_value) SELECT id, string_value FROM embedding_metadata "
+        "WHERE key = 'chroma:document'",
+    )
+    assert findings_of(delta) == []
+    with opened(delta / DATABASE, 60) as connection:
+        assert inspect_fulltext(connection) == []
+    assert chroma.read(delta)["words"]["count"] == 50
 
 
 def test_a_valid_database_that_is_not_chroma_s_is_told(database: Path, delta: Path) -> None:
@@ -119,7 +155,17 @@ def test_columns_and_tables_of_others_are_no_finding(delta: Path) -> None:
 def test_a_trigger_is_refused(delta: Path) -> None:
     statement = "CREATE TRIGGER surprise AFTER INSERT ON acquire_write BEGIN DELETE FROM embeddings; END"
     detail = "trigger surprise would run when Chroma opens the delta"
-    assert findings_of(delta, statement) == [Finding("sqlite.unexpected_trigger", DATABASE, detail)]
+    findings = findings_of(delta, statement)
+    assert findings == [Finding("sqlite.unexpected_trigger", DATABASE, detail)]
+    assert status_of(findings) is Status.UNDETERMINED
+
+
+def test_a_trigger_of_a_table_that_chroma_never_writes_is_a_note(delta: Path) -> None:
+    trigger = "CREATE TRIGGER mine AFTER INSERT ON notes BEGIN DELETE FROM embeddings; END"
+    (finding,) = findings_of(delta, "CREATE TABLE notes (note)", trigger)
+    detail = "trigger mine of a table that Chroma never writes"
+    assert finding == Finding("sqlite.foreign_trigger", DATABASE, detail)
+    assert status_of([finding]) is Status.HEALTHY
 
 
 def test_a_view_that_nobody_reads_is_worth_a_note(delta: Path) -> None:
@@ -151,19 +197,26 @@ def test_a_view_that_never_ends_is_not_read(delta: Path) -> None:
 
 
 COMPUTING = [
-    ("CREATE INDEX computed ON {0} ({1} || 'x')", "index computed holds an expression"),
-    ("CREATE INDEX computed ON {0} (abs({1}))", "index computed holds an expression"),
-    ("CREATE INDEX computed ON {0} ({1}) WHERE {1} > 1", "index computed holds an expression"),
+    ("CREATE INDEX computed ON {0} (zeroblob({1}))", "index computed holds an expression"),
+    ('CREATE INDEX computed ON {0} ("zeroblob"({1}))', "index computed holds an expression"),
+    ("CREATE INDEX computed ON {0} (hex({1}))", "index computed holds an expression"),
+    ("CREATE INDEX computed ON {0} (printf('%1000000d', {1}))", "index computed holds an expression"),
+    ("CREATE INDEX computed ON {0} (replace({1}, 'a', 'bb'))", "index computed holds an expression"),
+    ("CREATE INDEX computed ON {0} ({1}) WHERE {1} LIKE '%a%b%c%'", "index computed holds an expression"),
+    ("CREATE INDEX computed ON {0} (lower({1})) WHERE upper({1}) GLOB '*a*'", "index computed holds an expression"),
     ("ALTER TABLE {0} ADD COLUMN computed AS ({1} || 'x')", "table {0} checks or computes columns"),
     ("ALTER TABLE {0} ADD COLUMN computed CHECK (computed > 1)", "table {0} checks or computes columns"),
 ]
 
 
 @pytest.mark.parametrize(("statement", "words"), COMPUTING)
-def test_a_table_of_chroma_s_that_computes_something_is_refused(delta: Path, statement: str, words: str) -> None:
+def test_a_table_of_chroma_s_that_computes_something_is_not_looked_through(
+    delta: Path, statement: str, words: str
+) -> None:
     schema, findings = inspected(changed(delta, statement.format("embeddings", "seq_id")))
     detail = f"{words.format('embeddings')}, which no Chroma writes and no check may run"
     assert findings == [Finding("sqlite.unexpected_expression", DATABASE, detail)]
+    assert status_of(findings) is Status.UNDETERMINED, "Chroma may well read it"
     assert schema.computing == {"embeddings"}
 
 
@@ -182,6 +235,11 @@ def test_a_table_of_others_that_computes_something_is_not_looked_through(
     "statement",
     [
         "CREATE INDEX plain ON embeddings (seq_id)",
+        "CREATE INDEX cheap ON embeddings (abs(seq_id))",
+        "CREATE INDEX cheap ON embeddings (embedding_id || 'x', lower(embedding_id) DESC)",
+        "CREATE INDEX cheap ON embeddings (embedding_id COLLATE NOCASE) WHERE seq_id > 1 AND segment_id IN ('a', 'b')",
+        "CREATE INDEX cheap ON embedding_metadata (string_value) WHERE key = 'chroma:document' AND length(key) < 9",
+        "CREATE INDEX cheap ON embedding_metadata (CAST(int_value AS REAL), ifnull(key, 'a, b'))",
         "CREATE UNIQUE INDEX plain ON embeddings (id, seq_id DESC)",
         'CREATE INDEX IF NOT EXISTS "pl""ain" ON "embeddings" ("seq_id" ASC)',
         "CREATE INDEX plain ON embedding_metadata (key, int_value) WHERE int_value IS NOT NULL",
@@ -190,6 +248,17 @@ def test_a_table_of_others_that_computes_something_is_not_looked_through(
 )
 def test_an_index_of_plain_columns_computes_nothing(delta: Path, statement: str) -> None:
     assert findings_of(delta, statement) == []
+
+
+def test_a_function_that_only_a_trusted_schema_may_use_says_nothing_about_the_bytes(delta: Path) -> None:
+    """SQLite calls the schema malformed, because of a setting of ours."""
+    changed(delta, "CREATE INDEX computed ON embedding_metadata (json_quote(string_value))")
+    try:
+        found = inspected(delta)[1]
+    except CouldNotCheck as fault:
+        assert fault.code == "check.foreign_expression"
+    else:  # an SQLite that calls the function harmless
+        assert {finding.code for finding in found} == {"sqlite.unexpected_expression"}
 
 
 # --- migrations
@@ -270,7 +339,7 @@ def test_a_table_that_came_later_is_not_missed_in_an_older_delta(delta: Path) ->
 @pytest.mark.parametrize(
     ("migration", "words"),
     [
-        (("metadb", 6), "embedding_metadata_array has the column id of metadb 6"),
+        (("sysdb", 7), "collections has the column config_json_str of sysdb 7"),
         (("sysdb", 10), "collections has the column schema_str of sysdb 10"),
     ],
 )
@@ -279,9 +348,15 @@ def test_what_is_there_before_its_migration_makes_that_fail(
 ) -> None:
     """Chroma would apply the migration again, and the table or column is there already."""
     folder, version = migration
-    findings = findings_of(delta, f"DELETE FROM migrations WHERE dir = '{folder}' AND version = {version}")
+    findings = findings_of(delta, f"DELETE FROM migrations WHERE dir = '{folder}' AND version >= {version}")
     assert codes(findings) == {"sqlite.migration_mismatch"}
     assert findings[0].detail == f"{words}, but its migration is not recorded"
+
+
+def test_a_migration_that_may_be_applied_again_need_not_be_recorded(delta: Path, chroma: Chroma) -> None:
+    """It creates what does not exist, and nothing else."""
+    assert findings_of(delta, "DELETE FROM migrations WHERE dir = 'metadb' AND version = 6") == []
+    assert chroma.read(delta)["words"]["count"] == 50
 
 
 # --- schemas that nobody writes

@@ -16,6 +16,7 @@ from local.deltas import DeltaRecipe, build_delta
 from shared.delta import DATABASE
 from shared.errors import CouldNotCheck
 from shared.inspection import sqlite
+from shared.inspection.schema import read_schema
 from shared.inspection.sqlite import (
     NotUtf8,
     explained,
@@ -64,7 +65,7 @@ PATCHES = [
     (19, b"\x03", "sqlite.header_invalid", "read version at offset 19 is 3, expected 1 or 2"),
     (21, b"\x41", "sqlite.header_invalid", "payload fractions at offset 21 is [65, 32, 32]"),
     (44, struct.pack(">I", 9), "sqlite.header_invalid", "schema format at offset 44 is 9"),
-    (56, struct.pack(">I", 2), "sqlite.header_invalid", "text encoding at offset 56 is 2"),
+    (56, struct.pack(">I", 4), "sqlite.header_invalid", "text encoding at offset 56 is 4"),
 ]
 
 
@@ -243,7 +244,9 @@ def test_a_full_text_table_that_cannot_answer_is_unusable(delta: Path, statement
 
 def test_a_row_number_that_is_a_long_text_does_not_fill_the_report(delta: Path) -> None:
     untyped(delta, "embedding_metadata")
+    untyped(delta, "embeddings")
     changed(delta, "UPDATE embedding_metadata SET id = hex(zeroblob(100000)) WHERE key = 'chroma:document'")
+    changed(delta, "UPDATE embeddings SET id = hex(zeroblob(100000)) WHERE id = 1")
     (finding,) = fulltext_of(delta)
     assert finding.code == "sqlite.fulltext_unusable"
     assert len(finding.detail) < 200
@@ -401,3 +404,85 @@ def test_a_file_that_becomes_shorter_while_it_is_read_is_an_error_and_not_the_en
             file.truncate(8192)
         connection.execute("SELECT * FROM embeddings_queue").fetchall()
     assert codes(findings) == {"sqlite.malformed"}
+
+
+# --- the same verdict with every SQLite
+
+
+def test_a_document_with_a_nul_in_it_is_healthy_with_every_sqlite(tmp_path: Path) -> None:
+    """Chroma writes it (issue 7388), and from 3.44 on the integrity check objects to its terms."""
+    import chromadb
+
+    with chromadb.PersistentClient(tmp_path) as client:
+        collection = client.create_collection("words", embedding_function=None)
+        collection.add(ids=["a", "b"], embeddings=[[1, 2], [3, 4]], documents=["before\0after it", "plain text"])
+    assert integrity_of(tmp_path) == fulltext_of(tmp_path) == []
+
+
+class Later(sqlite3.Connection):
+    """A connection whose first integrity check also says what a later SQLite would."""
+
+    said: str | sqlite3.Error = ""
+
+    def execute(self, sql: str, *parameters: object) -> sqlite3.Cursor:
+        if sql.startswith("PRAGMA integrity_check(5)"):
+            if isinstance(self.said, sqlite3.Error):
+                raise self.said
+            return super().execute("SELECT ? UNION ALL SELECT * FROM pragma_integrity_check(5)", (self.said,))
+        return super().execute(sql, *parameters)
+
+
+def sql_error(words: str) -> sqlite3.OperationalError:
+    error = sqlite3.OperationalError(words)
+    error.sqlite_errorcode = sqlite3.SQLITE_ERROR
+    return error
+
+
+SAID = [
+    "malformed inverted index for FTS5 table main.embedding_fulltext_search",
+    "unable to validate the inverted index for FTS4 table main.notes: database disk image is malformed",
+    'fts5: corruption found reading blob 2473901162497 from table "embedding_fulltext_search"',
+    "In RTree main.places:\nMapping (1 -> 1) missing from %_rowid table\nEntries 1 do not match",
+    "NUMERIC value in embedding_metadata.string_value",
+    sql_error("invalid fts5 file format (found 0, expected 4 or 5) - run 'rebuild'"),
+]
+
+
+@pytest.mark.parametrize("said", SAID, ids=str)
+@pytest.mark.parametrize("damaged", [False, True])
+def test_what_only_a_later_sqlite_finds_neither_counts_nor_hides_anything(
+    delta: Path, said: str | sqlite3.Error, damaged: bool
+) -> None:
+    if damaged:
+        changed(
+            delta,
+            "PRAGMA writable_schema = ON",
+            "CREATE INDEX wrong ON embeddings (created_at)",
+            "UPDATE sqlite_schema SET sql = 'CREATE INDEX wrong ON embeddings (embedding_id)' WHERE name = 'wrong'",
+        )
+    with closing(sqlite3.connect(delta / DATABASE, factory=Later)) as connection:
+        connection.said = said
+        findings = inspect_integrity(connection)
+    assert codes(findings) == ({"sqlite.malformed"} if damaged else set())
+
+
+def test_a_declaration_of_others_that_this_sqlite_cannot_parse_says_nothing_about_the_bytes(delta: Path) -> None:
+    """As a STRICT table to an SQLite before 3.37, or whatever comes after this one."""
+    changed(
+        delta,
+        "CREATE TABLE notes (note)",
+        "PRAGMA writable_schema = ON",
+        "UPDATE sqlite_schema SET sql = 'CREATE TABLE notes (note) LATER' WHERE name = 'notes'",
+    )
+    with opened(delta / DATABASE, 60) as connection:
+        (finding,) = read_schema(connection)[1]
+    assert finding.code == "sqlite.schema_newer"
+
+
+def test_a_declaration_of_chroma_s_that_cannot_be_parsed_is_damage(delta: Path) -> None:
+    changed(
+        delta, "PRAGMA writable_schema = ON", "UPDATE sqlite_schema SET sql = sql || ' x' WHERE name = 'embeddings'"
+    )
+    with opened(delta / DATABASE, 60) as connection:
+        (finding,) = read_schema(connection)[1]
+    assert finding.code == "sqlite.malformed"

@@ -94,11 +94,20 @@ def test_a_collection_in_another_database_of_another_tenant_is_healthy(delta: Pa
     assert findings == []
 
 
+OLD = "DELETE FROM migrations WHERE dir = 'metadb' AND version > 4"
+
+
 def test_sequence_numbers_of_chroma_0_x_are_eight_bytes(delta: Path) -> None:
-    changed(untyped(delta, "max_seq_id"), "UPDATE max_seq_id SET seq_id = X'0000000000000032'")
+    changed(untyped(delta, "max_seq_id"), "UPDATE max_seq_id SET seq_id = X'0000000000000032'", OLD)
     (collection,), findings = read(delta)
     assert findings == []
     assert collection.applied_to == 50
+
+
+def test_eight_bytes_that_an_old_version_wrote_after_the_upgrade_are_told(delta: Path) -> None:
+    """1.x turned them into integers once, and reads nothing else since."""
+    changed(delta, "UPDATE max_seq_id SET seq_id = X'0000000000000032'")
+    assert codes(read(delta)[1]) == ["records.row_unreadable"]
 
 
 @pytest.mark.parametrize(
@@ -187,7 +196,7 @@ def test_a_sequence_number_that_is_none_is_told(delta: Path, value: str) -> None
 @pytest.mark.parametrize("value", ["0", "9223372036854775807", "X'7FFFFFFFFFFFFFFF'", "NULL"])
 def test_a_sequence_number_may_be_any_that_sqlite_gives(delta: Path, value: str) -> None:
     untyped(delta, "max_seq_id")
-    assert findings_of(delta, f"UPDATE max_seq_id SET seq_id = {value}") == []
+    assert findings_of(delta, OLD, f"UPDATE max_seq_id SET seq_id = {value}") == []
 
 
 # --- segments

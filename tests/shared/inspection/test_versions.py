@@ -11,8 +11,11 @@ from local.deltas import read_delta
 from shared.findings import Weight
 from shared.folder import FolderContent, list_folder
 from shared.inspection import Examination, examine
+from shared.inspection.contents import opened_delta
 from shared.verdict import Depth, Status, status_of
+from tests.histories import Chroma
 from tests.samples import SAMPLES, Sample
+from tests.shared.inspection.databases import changed
 
 VERSIONS = ("0.4.3", "0.4.24", "0.5.23", "0.6.3", "1.0.21", "1.5.9")
 NAMES = ("cosine", "deleted", "empty", "flushed", "queued")
@@ -72,3 +75,47 @@ def test_a_sample_tells_nothing_of_the_machine_it_was_made_on(sample: Sample, tm
         if path.is_file():
             content = path.read_bytes()
             assert [word for word in words if word in content] == [], path
+
+
+def compare(folder: Path, chroma: Chroma) -> None:
+    """Every depth calls it healthy, and its content is read as Chroma gives it back."""
+    truth = chroma.read(folder)
+    for depth in list(Depth)[:3]:
+        examination = examined(folder, depth)
+        assert status_of(examination.observed) is Status.HEALTHY, examination.observed
+    with opened_delta(folder) as delta:
+        assert {collection.name for collection in delta.collections} == truth.keys()
+        for collection in delta.collections:
+            parts = list(delta.records(collection.name))
+            assert [id_ for part in parts for id_ in part.ids] == truth[collection.name]["ids"]
+            vectors = truth[collection.name]["embeddings"]
+            if len(vectors):
+                assert np.concatenate([part.vectors for part in parts]).tobytes() == np.float32(vectors).tobytes()
+
+
+@pytest.mark.parametrize("name", ["0.4.24-queued", "0.6.3-queued", "1.0.21-queued", "0.5.23-cosine", "0.4.3-flushed"])
+def test_a_delta_that_today_s_chroma_went_on_with_is_healthy(name: str, tmp_path: Path, chroma: Chroma) -> None:
+    """It writes its index over the files that are there (1,000 or 10,000 slots), and shortens none."""
+    sample = next(sample for sample in SAMPLES if sample.name == name)
+    folder = sample.unpack(tmp_path)
+    history: list[tuple[str, str, dict]] = []
+    for collection in sample.content.collections:
+        if collection.ids:
+            rows = np.random.default_rng(1).normal(size=(1001, collection.dimension)).astype(np.float32)
+            ids = [f"later {number}" for number in range(len(rows))]
+            history.append((collection.name, "add", {"ids": ids, "embeddings": rows}))
+    chroma.write(folder, {}, history)
+    assert any(folder.glob("*/index_metadata.pickle"))
+    compare(folder, chroma)
+
+
+@pytest.mark.parametrize("name", ["0.4.24-cosine", "0.5.23-cosine", "0.6.3-cosine", "0.4.24-flushed", "0.6.3-flushed"])
+@pytest.mark.parametrize(
+    "change", ["DELETE FROM collection_metadata", "UPDATE collection_metadata SET str_value = 'ip'"]
+)
+def test_the_space_of_an_old_index_is_not_that_of_metadata_that_changed_since(
+    name: str, change: str, tmp_path: Path, chroma: Chroma
+) -> None:
+    """`modify(metadata=...)` of any version changes the collection, and never its segment."""
+    sample = next(sample for sample in SAMPLES if sample.name == name)
+    compare(changed(sample.unpack(tmp_path), f"{change} WHERE key = 'hnsw:space'"), chroma)
