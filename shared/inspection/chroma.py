@@ -8,6 +8,7 @@ proves nothing, however long it takes.
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import struct
 from collections.abc import Callable, Sequence
@@ -18,7 +19,7 @@ from pathlib import Path
 
 from shared.delta import is_chroma_file, printable
 from shared.errors import CouldNotCheck, faults_explained
-from shared.inspection.agreement import differences
+from shared.inspection.agreement import differences, unanswered
 from shared.inspection.answers import Answer, parse_answer
 from shared.inspection.pool import POOL, Ending, Limits
 from shared.inspection.records import Contents
@@ -31,12 +32,14 @@ ATTEMPTS = 2
 Look = Callable[[Answer, Path], list[Finding]]
 """Finds what is wrong with what Chroma gave back: its answer, and the file with the embeddings (see `answers`)."""
 
-# Memory of a child, in bytes (measured, chromadb 1.5.9: 50 for a small delta, 2.6 a collection, twice the vectors that
-# wait in the queue), and of an index what its header makes room for: a record, and 64 for locks and marks, an element.
+# Bytes of memory that a child uses (measured, chromadb 1.5.9): 50 million for a small delta, 2.6 million for each
+# collection, twice the vectors that wait in the queue, and 48 for each element that an index has room for.
 _ROOM_BYTES, _ROOM_FACTOR, _COLLECTION_BYTES, _ELEMENT_BYTES = 256 * 1024**2, 4, 8 * 1024**2, 64
-_MOST_ROOM_FACTOR, _MOST_ROOM_BYTES = 64, 256 * 1024**2  # healthy ones have room for 50 times what they hold
+# Healthy indexes have room for 50 times what they hold, or for 10,000. More than this is not believed.
+_CAPACITY_FACTOR, _CAPACITY_BYTES = 32, 64 * 1024**2
 _MOST_ANSWER, _MOST_ERRORS, _MOST_STAGE = 64 * 1024**2, 64 * 1024, 200
-_FILE_FACTOR, _FILE_BYTES = 4, 1024**3
+_FILE_FACTOR, _FILE_BYTES, _SPARE_DISK_BYTES = 4, 1024**3, 16 * 1024**2
+_CAPACITY = struct.Struct("<12xQ")  # of `header.bin`: version, offset, max_elements
 
 # Words of an environment fault in the messages of Chroma, SQLite and the operating system, and what they say.
 _ENVIRONMENT_WORDS = (
@@ -104,28 +107,48 @@ def probe(folder: Path, expected: Sequence[Contents], seconds: float) -> tuple[l
     return [*outcome.findings], outcome.version
 
 
-def ask_twice(folder: Path, seconds: float, look: Look, collections: int) -> Outcome:
+def ask_twice(folder: Path, seconds: float, look: Look, collections: int, openings: int = 1) -> Outcome:
     """Has Chroma read a delta, and, where something is wrong with what it gives back, once more in a fresh process.
 
     Args:
         folder: The delta. It is copied for each attempt and never opened itself.
-        seconds: Time limit of one attempt.
+        seconds: Time limit of one process.
         look: Finds what is wrong with what Chroma gave back.
         collections: How many collections there are.
+        openings: How often a copy is opened, one process after the other: what Chroma writes at the first may lose
+            something for the second.
 
     Raises:
         CouldNotCheck: What happened may be the environment's doing, or was not the same both times.
     """
-    first = _attempt(folder, seconds, look, collections, fresh=False)
+    first = _attempt(folder, seconds, look, collections, openings, fresh=False)
     if not first.findings:
         return first
-    second = _attempt(folder, seconds, look, collections, fresh=True)
+    second = _attempt(folder, seconds, look, collections, openings, fresh=True)
     if not second.findings:
         return second
-    if second.repeats(first):
-        return second
-    detail = f"two probes of the same bytes ended differently, the second: {second.findings[0].detail}"
-    raise CouldNotCheck("check.probe_failed", detail)
+    if not second.repeats(first):
+        detail = f"two probes of the same bytes ended differently, the second: {second.findings[0].detail}"
+        raise CouldNotCheck("check.probe_failed", detail)
+    _control(seconds)
+    return second
+
+
+def _control(seconds: float) -> None:
+    """Has Chroma make a delta and read it: a broken installation, or a limit, must not speak against any other.
+
+    Raises:
+        CouldNotCheck: It cannot.
+    """
+    with scratch_folder() as scratch:
+        outcome = _run(None, scratch, Limits(seconds, _ROOM_BYTES, _FILE_BYTES), _nothing_lost, fresh=False)
+    if outcome.findings:
+        detail = f"Chroma cannot even read a delta that it made itself here: {outcome.findings[0].detail}"
+        raise CouldNotCheck("check.probe_failed", detail)
+
+
+def _nothing_lost(answer: Answer, found: Path) -> list[Finding]:  # noqa: ARG001 -- one of the looks
+    return [Finding("chroma.content_differs", "", detail) for detail in unanswered(answer)]
 
 
 def warm_up() -> None:
@@ -134,33 +157,51 @@ def warm_up() -> None:
         POOL.warm_up()
 
 
-def _attempt(folder: Path, seconds: float, look: Look, collections: int, *, fresh: bool) -> Outcome:
+def _attempt(folder: Path, seconds: float, look: Look, collections: int, openings: int, *, fresh: bool) -> Outcome:
     with scratch_folder() as scratch:
         copy = scratch / "delta"
         with faults_explained("copying the delta for the probe"):
             size = _copy(folder, copy)
-        # Files instead of pipes: a process that prints without end meets the limit on file size, not this one's memory.
-        with faults_explained("preparing a probe"):
-            for name in ("answer", "errors", "progress"):
-                (scratch / name).open("xb").close()
-        memory, declared = _memory(copy, size, collections)
-        ending = POOL.run(copy, scratch, Limits(seconds, memory, _FILE_FACTOR * size + _FILE_BYTES), fresh=fresh)
-        with faults_explained("reading the answer of a probe"):
-            said, output, reached = (
-                _head(scratch / name, most)
-                for name, most in (("errors", _MOST_ERRORS), ("answer", _MOST_ANSWER), ("progress", _MOST_STAGE))
-            )
-        stage = printable(reached.decode(errors="replace").strip(), _MOST_STAGE)
-        errors = said.decode(errors="replace")
-        if ending.late:
-            detail = f"Chroma had no answer in {seconds:g} s, of which it could run {ending.busy:.1f} s"
-            raise CouldNotCheck("check.timeout", f"{detail}; it came to {stage or 'its start'}")
-        if os.WIFSIGNALED(ending.status):
-            return _killed(ending, errors, memory, declared=declared)
-        answer = _parsed(output, errors, ending)
-        if answer.error is not None:
-            return _failed(answer, errors)
+        limits = Limits(seconds, _memory(copy, size, collections), _FILE_FACTOR * size + _FILE_BYTES)
+        for number in range(openings):
+            own = scratch / f"opening-{number}"
+            with faults_explained("preparing a probe"):
+                own.mkdir()
+            outcome = _run(copy, own, limits, look, fresh=fresh)
+            if outcome.findings:
+                break
+            with faults_explained("removing what a probe found"):
+                shutil.rmtree(own)
+        return outcome
+
+
+def _run(copy: Path | None, scratch: Path, limits: Limits, look: Look, *, fresh: bool) -> Outcome:
+    # Files instead of pipes: a process that prints without end meets the limit on file size, not this one's memory.
+    with faults_explained("preparing a probe"):
+        for name in ("answer", "errors", "progress"):
+            (scratch / name).open("xb").close()
+    ending = POOL.run(copy, scratch, limits, fresh=fresh)
+    with faults_explained("reading the answer of a probe"):
+        said, output, reached = (
+            _head(scratch / name, most)
+            for name, most in (("errors", _MOST_ERRORS), ("answer", _MOST_ANSWER), ("progress", _MOST_STAGE))
+        )
+        disk = os.statvfs(scratch)
+    stage = printable(reached.decode(errors="replace").strip(), _MOST_STAGE) or "its start"
+    errors = said.decode(errors="replace")
+    if ending.late:
+        detail = f"Chroma had no answer in {limits.seconds:g} s, of which it could run {ending.busy:.1f} s"
+        raise CouldNotCheck("check.timeout", f"{detail}; it came to {stage}")
+    if ending.grown:
+        detail = f"Chroma uses more than the {limits.memory} bytes of memory that this delta can need"
+        raise CouldNotCheck("check.memory", f"{detail}; it came to {stage}")
+    answer = None if os.WIFSIGNALED(ending.status) else _parsed(output, errors, ending)
+    if answer is not None and answer.error is None:
         return Outcome(tuple(look(answer, scratch / "records")), answer.stage, answer.chromadb)
+    if disk.f_bavail * disk.f_frsize < _SPARE_DISK_BYTES:
+        detail = f"{disk.f_bavail * disk.f_frsize} bytes are left on the scratch disk, and Chroma came to {stage}"
+        raise CouldNotCheck("check.disk_full", detail)
+    return _killed(ending, errors) if answer is None else _failed(answer, errors)
 
 
 def _copy(folder: Path, copy: Path) -> int:
@@ -179,52 +220,39 @@ def _head(path: Path, length: int) -> bytes:
         return file.read(length)
 
 
-def _memory(copy: Path, size: int, collections: int) -> tuple[int, bool]:
-    """Bytes of memory that a probe may use, and whether that includes all that the indexes say they need.
+def _memory(copy: Path, size: int, collections: int) -> int:
+    """Bytes of memory that a probe of a delta can need.
 
     Raises:
         CouldNotCheck: This machine has less to spare.
     """
     folders = [path for path in copy.iterdir() if path.is_dir()] if copy.is_dir() else []
-    touched = _ROOM_BYTES + _ROOM_FACTOR * size + _COLLECTION_BYTES * max(collections, len(folders))
-    reserved, declared = 0, True
+    needed = _ROOM_BYTES + _ROOM_FACTOR * size + _COLLECTION_BYTES * max(collections, len(folders))
     for folder in folders:
-        elements, record = _capacity(folder)
-        needed = elements * (record + _ELEMENT_BYTES)
         data = folder / "data_level0.bin"
         held = data.stat().st_size if data.is_file() else 0
-        if needed <= _MOST_ROOM_FACTOR * held + _MOST_ROOM_BYTES:
-            touched += _ELEMENT_BYTES * elements
-            reserved += elements * record
-        else:
-            declared = False
+        needed += min(_ELEMENT_BYTES * _capacity(folder), _CAPACITY_FACTOR * held + _CAPACITY_BYTES)
     room = _available_memory()
-    if room is not None and room < touched:
-        detail = f"{room} bytes of memory are left, a probe of {size} bytes needs {touched}"
+    if room is not None and room < needed:
+        detail = f"{room} bytes of memory are left, a probe of {size} bytes needs {needed}"
         raise CouldNotCheck("check.memory", detail)
-    return touched + reserved, declared
+    return needed
 
 
-def _capacity(folder: Path) -> tuple[int, int]:
-    """How many elements an index has room for, and the bytes of each, by its header; 0 where that is not used."""
+def _capacity(folder: Path) -> int:
+    """How many elements an index has room for, as its header says; 0 where there is none that is used."""
     header = folder / "header.bin"
     if not header.is_file() or not (folder / "index_metadata.pickle").is_file():
-        return 0, 0
-    head = _head(header, 36)
-    if len(head) < 36:
-        return 0, 0
-    _, _, elements, _, record = struct.unpack("<iQQQQ", head)
-    return elements, record
+        return 0
+    head = _head(header, _CAPACITY.size)
+    return int(_CAPACITY.unpack(head)[0]) if len(head) == _CAPACITY.size else 0
 
 
-def _killed(ending: Ending, said: str, memory: int, *, declared: bool) -> Outcome:
+def _killed(ending: Ending, said: str) -> Outcome:
     number = os.WTERMSIG(ending.status)
     fault = _environment_fault(said)
     if fault is None and number not in _CRASHES:
         fault = "check.memory" if number == signal.SIGKILL else "check.probe_failed"
-    if fault is None and not declared:
-        detail = f"an index says that it needs more than the {memory} bytes of memory that the delta can need"
-        raise CouldNotCheck("check.memory", f"{detail}, and the probe was ended by signal {number}")
     if fault is not None:
         raise CouldNotCheck(fault, f"the probe was ended by signal {number}")
     name = signal.Signals(number).name

@@ -36,11 +36,13 @@ class Ending:
         status: As `os.wait4` gives it.
         busy: Processor time that it took, in seconds.
         late: Whether it was ended because its time was over.
+        grown: Whether it was ended because it used more memory than it may.
     """
 
     status: int
     busy: float
     late: bool
+    grown: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,11 +77,11 @@ class Pool:
             if not self._idle:
                 self._idle.append(_Process())
 
-    def run(self, folder: Path, scratch: Path, limits: Limits, *, fresh: bool = False) -> Ending:
+    def run(self, folder: Path | None, scratch: Path, limits: Limits, *, fresh: bool = False) -> Ending:
         """Has one delta read in a process of its own, which finds `answer`, `errors` and `progress` in `scratch`.
 
         Args:
-            folder: A disposable copy of the delta.
+            folder: A disposable copy of the delta; None has the process make one of its own and read that.
             scratch: Where that process may write.
             limits: What it may use.
             fresh: Whether to fork from a process that was never used before.
@@ -94,7 +96,7 @@ class Pool:
         except BaseException:
             process.end()
             raise
-        if ending.status == 0 and not ending.late:
+        if ending.status == 0:
             with self._lock:
                 self._idle.append(process)
         else:
@@ -151,7 +153,7 @@ class _Process:
         """Whether it still runs."""
         return self._process.poll() is None
 
-    def ask(self, folder: Path, scratch: Path, limits: Limits, deadline: float) -> Ending:
+    def ask(self, folder: Path | None, scratch: Path, limits: Limits, deadline: float) -> Ending:
         """Has it fork a process for one delta, and waits for the end of that.
 
         Raises:
@@ -161,7 +163,7 @@ class _Process:
             self._answer(deadline)
             self._ready = True
         request = {
-            "folder": str(folder),
+            "folder": folder and str(folder),
             "scratch": str(scratch),
             "seconds": max(0.0, deadline - time.monotonic()),
             "memory": limits.memory,
@@ -176,7 +178,7 @@ class _Process:
                 "check.probe_failed", f"the process that forks the probes is gone{self._why()}"
             ) from error
         answer = self._answer(deadline + _GRACE_SECONDS)
-        return Ending(answer["status"], answer["busy"], answer["late"])
+        return Ending(answer["status"], answer["busy"], answer["late"], answer["grown"])
 
     def _answer(self, deadline: float) -> dict[str, Any]:
         assert self._process.stdout is not None

@@ -4,17 +4,19 @@ It is run by its path and imports nothing of Deltaguard, since whatever it impor
 The process that was started touches no delta: it only forks. It ends when its standard input does, so it never outlives
 the process that started it, and each fork dies with it.
 
-Requests are lines of JSON on standard input: `{"folder", "scratch", "seconds", "memory", "file"}`: where the delta is,
-where the fork may write, how long it may take, how many bytes of memory it may take and how long a file may become that
-it writes. The answers are lines on standard output: first `{"ready": true}`, then for each request
-`{"status", "busy", "late"}`, the wait status of the fork, the processor time that it took, and whether it was ended
-because its time was over. What the fork itself has to say is JSON in `scratch/answer`, what it read in
-`scratch/records`, and how far it came in `scratch/progress`.
+Requests are lines of JSON on standard input: `{"folder", "scratch", "seconds", "memory", "file"}`: where the delta is
+(null: the fork makes one of its own, to show that Chroma works here at all), where the fork may write, how long it may
+take, how many bytes of memory it may use and how long a file may become that it writes. The answers are lines on
+standard output: first `{"ready": true}`, then for each request `{"status", "busy", "late", "grown"}`, the wait status of
+the fork, the processor time that it took, and whether it was ended because its time or its memory was used up. What the
+fork itself has to say is JSON in `scratch/answer`, what it read in `scratch/records`, and how far it came in
+`scratch/progress`.
 """
 
 from __future__ import annotations
 
 import ctypes
+import errno
 import hashlib
 import importlib
 import json
@@ -25,6 +27,7 @@ import select
 import signal
 import sqlite3
 import sys
+import time
 from contextlib import closing, suppress
 from typing import Any, BinaryIO, TextIO
 from urllib.parse import quote
@@ -35,6 +38,10 @@ _FEW = 0.5  # an index that finds less than this share of what it is asked for h
 _MOSTLY = 0.9
 _MOST_DATABASES = 10_000
 _STAGE_BYTES = 200
+_WATCH_SECONDS = 0.05
+_DESCRIPTORS, _SPARE_DESCRIPTORS = 1024, 32  # a small delta takes 25
+_VIRTUAL_BYTES = 1024**3  # of which a probe touches a tenth (measured, chromadb 1.5.9)
+_CONTROL_ROWS = 60
 _DEFAULT = ("default_database", "default_tenant")
 # What a filter or a full-text query is asked for is so plain that nothing can be meant by it but itself.
 _PLAIN_KEY = re.compile(r"[A-Za-z][A-Za-z0-9_.-]{0,99}")
@@ -42,6 +49,7 @@ _PLAIN_TEXT = re.compile(r"[A-Za-z0-9 ]{3,40}")
 _ASKED_TYPES = ("str", "int", "float", "bool")
 _LONGEST_ASKED, _LARGEST_ASKED = 200, 1e15
 _PR_SET_PDEATHSIG = 1  # prctl(2)
+_progress: int | None = None
 # What chromadb itself imports only when a client is opened; another version may lack some.
 _PRELOADED = ("chromadb", "chromadb.api.rust", "chromadb.telemetry.product.posthog")
 
@@ -57,11 +65,12 @@ def main() -> int:
     for line in sys.stdin.buffer:
         request = json.loads(line)
         forker = os.getpid()
+        most = _anonymous_bytes(forker) + request["memory"]
         child = os.fork()
         if child == 0:
             os.close(answers.fileno())
             _probe(request, forker)
-        _say(answers, _await(child, request["seconds"]))
+        _say(answers, _await(child, request["seconds"], most))
     return 0
 
 
@@ -69,24 +78,44 @@ def _say(output: TextIO, answer: dict[str, Any]) -> None:
     print(json.dumps(answer), file=output, flush=True)
 
 
-def _await(child: int, seconds: float) -> dict[str, Any]:
-    """Waits for a fork, no longer than it may take, and no longer than somebody waits for the answer."""
+def _await(child: int, seconds: float, most: int) -> dict[str, Any]:
+    """Waits for a fork, no longer than it may take, and no longer than somebody waits for the answer.
+
+    Its memory is watched and not limited: where Chroma asks for more than it gets, it says anything but that.
+    """
     pidfd = os.pidfd_open(child)
+    late = grown = False
+    deadline = time.monotonic() + seconds
     try:
         poll = select.poll()
         poll.register(pidfd, select.POLLIN)
         poll.register(sys.stdin.fileno(), 0)  # hang-up only: nobody asks before this answer
-        events = dict(poll.poll(seconds * 1000))
-        late = not events
+        events: dict[int, int] = {}
+        while not events and not late and not grown:
+            left = deadline - time.monotonic()
+            events = dict(poll.poll(max(0.0, min(left, _WATCH_SECONDS)) * 1000))
+            late = not events and time.monotonic() >= deadline
+            grown = not events and _anonymous_bytes(child) > most
         if pidfd not in events:
             with suppress(ProcessLookupError):
                 os.killpg(child, signal.SIGKILL)
+            with suppress(ProcessLookupError):  # it may not have a group of its own yet
+                os.kill(child, signal.SIGKILL)
     finally:
         os.close(pidfd)
     _, status, usage = os.wait4(child, 0)
     with suppress(ProcessLookupError):
         os.killpg(child, signal.SIGKILL)  # what it started itself
-    return {"status": status, "busy": usage.ru_utime + usage.ru_stime, "late": late}
+    return {"status": status, "busy": usage.ru_utime + usage.ru_stime, "late": late, "grown": grown}
+
+
+def _anonymous_bytes(pid: int) -> int:
+    """Bytes of memory that a process uses, its files apart; 0 when it has ended."""
+    with suppress(OSError), open(f"/proc/{pid}/status") as status:  # noqa: PTH123
+        for line in status:
+            if line.startswith("RssAnon:"):
+                return int(line.split()[1]) * 1024
+    return 0
 
 
 def _probe(request: dict[str, Any], forker: int) -> None:
@@ -99,22 +128,29 @@ def _probe(request: dict[str, Any], forker: int) -> None:
             os._exit(1)
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
         _limit(resource.RLIMIT_FSIZE, request["file"])
-        _limit(resource.RLIMIT_DATA, _data_bytes() + request["memory"])
         os.environ["HOME"] = os.environ["TMPDIR"] = scratch
         os.chdir(scratch)
         for descriptor, name in enumerate(("/dev/null", "answer", "errors")):
             opened = os.open(name, os.O_RDWR)
             os.dup2(opened, descriptor)
             os.close(opened)
+        global _progress  # noqa: PLW0603 -- of this process, which reads one delta
+        _progress = os.open("progress", os.O_RDWR)
         answer: dict[str, Any] = {"stage": "import", "collections": []}
         try:
-            read(folder, answer)
+            _demand(request["memory"])
+            if folder is None:
+                control(answer)
+            else:
+                read(folder, answer)
             _reach(answer, "done")
         except (SystemExit, KeyboardInterrupt):
             raise
         except BaseException as error:  # Rust panics arrive as PanicException, which is no Exception
             answer["error"] = type(error).__name__
             answer["message"] = str(error)[:500]
+            if _descriptors_left() < _SPARE_DESCRIPTORS:
+                answer["message"] += " (too many open files)"  # which Chroma does not always say
         _say(sys.stdout, answer)
         os._exit(0)  # Chroma's threads need no goodbye, and a crash in one would spoil the answer
     except SystemExit as end:
@@ -130,10 +166,49 @@ def _limit(what: int, most: int) -> None:
     resource.setrlimit(what, (lowest, lowest))
 
 
-def _data_bytes() -> int:
-    """Bytes of memory that count towards `RLIMIT_DATA`, as this process has them already."""
-    with open("/proc/self/status") as status:  # noqa: PTH123
-        return next(int(line.split()[1]) * 1024 for line in status if line.startswith("VmData:"))
+def _demand(memory: int) -> None:
+    """Sees to it that this process has what Chroma needs: where it gets less, it may say that the delta is broken.
+
+    Raises:
+        OSError: It has not.
+    """
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft < _DESCRIPTORS:
+        soft = _DESCRIPTORS if hard == resource.RLIM_INFINITY else min(_DESCRIPTORS, hard)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    if _descriptors_left() < 2 * _SPARE_DESCRIPTORS:
+        raise OSError(errno.EMFILE, f"too many open files: this process may have {soft}")
+    for what in (resource.RLIMIT_AS, resource.RLIMIT_DATA):
+        most = resource.getrlimit(what)[0]
+        if most != resource.RLIM_INFINITY and most < _VIRTUAL_BYTES + memory:
+            raise MemoryError(f"this process may have {most} bytes of memory, a probe needs {_VIRTUAL_BYTES + memory}")
+
+
+def _descriptors_left() -> int:
+    """How many files this process may still open."""
+    try:
+        used = len(os.listdir("/proc/self/fd"))  # noqa: PTH208
+    except OSError:
+        return 0
+    return int(resource.getrlimit(resource.RLIMIT_NOFILE)[0]) - used
+
+
+def control(answer: dict[str, Any]) -> None:
+    """Has Chroma make a delta with an index and read it again: where that fails, it says nothing of any other delta.
+
+    Raises:
+        BaseException: Whatever Chroma raises.
+    """
+    import numpy as np
+
+    vectors = np.random.default_rng(0).standard_normal((_CONTROL_ROWS, 8)).astype(np.float32)
+    ids = [str(number) for number in range(_CONTROL_ROWS)]
+    client = opened("control")
+    indexed = {"hnsw:batch_size": _CONTROL_ROWS // 3, "hnsw:sync_threshold": _CONTROL_ROWS // 2}
+    collection = client.create_collection("control", embedding_function=None, metadata=indexed)
+    collection.add(ids=ids, embeddings=vectors, documents=ids, metadatas=[{"number": int(id_)} for id_ in ids])
+    client.close()
+    read("control", answer)
 
 
 def read(folder: str, answer: dict[str, Any]) -> None:
@@ -302,8 +377,8 @@ def _nothing(collection: Any, **question: Any) -> bool:
 def _reach(answer: dict[str, Any], stage: str) -> None:
     """Notes a stage, also in the file `progress`, which tells how far a process came that was ended."""
     answer["stage"] = stage
-    with suppress(FileNotFoundError), open("progress", "r+b") as progress:  # noqa: PTH123
-        progress.write(stage.encode("utf-8", "replace").ljust(_STAGE_BYTES)[:_STAGE_BYTES])
+    if _progress is not None:
+        os.pwrite(_progress, stage.encode("utf-8", "replace")[:_STAGE_BYTES].ljust(_STAGE_BYTES), 0)
 
 
 def _places(folder: str) -> list[tuple[str, str]] | None:

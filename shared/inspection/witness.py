@@ -23,6 +23,8 @@ from shared.verdict import Finding
 _NO_DATABASE = 1
 """Bytes of the longest database file that SQLite takes for an empty one."""
 
+_OPENINGS = 2
+
 
 @dataclass(frozen=True, slots=True)
 class Witness:
@@ -63,7 +65,7 @@ def second_witness(folder: Path, listing: Listing, observed: Sequence[Finding], 
         raise CouldNotCheck("check.probe_failed", detail) from None
     with read_holdings(folder) as holdings:
         look = partial(_losses, holdings=holdings, codes={finding.code for finding in observed})
-        outcome = chroma.ask_twice(folder, seconds, look, len(holdings.collections))
+        outcome = chroma.ask_twice(folder, seconds, look, len(holdings.collections), _OPENINGS)
         if outcome.findings:
             return Witness(True, "; ".join(finding.detail for finding in outcome.findings[:3]), version)
         held = sum(len(holding.ids) for holding in holdings.collections.values())
