@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sqlite3
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -20,6 +21,7 @@ from shared.inspection import chroma, header, hnsw, layout, records, sqlite
 from shared.inspection.integrity import IntegrityCheck, integrity_checked
 from shared.inspection.limits import COLLECTION, ID, Limits, counted, integrity_seconds
 from shared.inspection.metadata import inspect_values
+from shared.inspection.pages import schema_bytes
 from shared.inspection.records import Contents
 from shared.inspection.schema import Schema, inspect_schema, read_schema
 from shared.inspection.sqlite import explained
@@ -27,6 +29,7 @@ from shared.inspection.sysdb import Collection, flushed, purges, read_collection
 from shared.verdict import RULES, CollectionCount, Depth, Finding, Status, status_of
 
 _SQL_SECONDS = 120.0
+_MAX_SCHEMA_BYTES = 2 * 1024 * 1024  # Chroma's has 10 KB
 _HOLDING = (
     "collections",
     "embeddings",
@@ -144,6 +147,7 @@ def _look(
     listing: Listing, folder: Path, deadline: Deadline, *, lenient: bool
 ) -> tuple[list[Finding], tuple[Contents, ...]]:
     deadline.check(f"reading {DATABASE}")
+    _check_schema_size(folder / DATABASE)
     limits = Limits.of(max(file.size for file in listing.files), deadline)
     opened = partial(sqlite.opened, folder / DATABASE, min(_SQL_SECONDS, deadline.left), lenient=lenient, limits=limits)
     with opened() as connection:
@@ -165,6 +169,14 @@ def _look(
         with opened() as connection:
             return observed + damage + _left(connection, schema, damage), ()
     return observed + found, contents
+
+
+def _check_schema_size(database: Path) -> None:
+    """Raises `CouldNotCheck` when SQLite would take more memory for the schema alone than a look may (30 times it)."""
+    with database.open("rb") as file:
+        size = schema_bytes(lambda at, length: os.pread(file.fileno(), length, at), _MAX_SCHEMA_BYTES)
+    if size > _MAX_SCHEMA_BYTES:
+        raise CouldNotCheck("check.size_cap", f"the schema of {DATABASE} has more than {_MAX_SCHEMA_BYTES} bytes")
 
 
 def _look_inside(

@@ -20,6 +20,7 @@ _SECONDS = 4.0
 _SECONDS_A_RECORD, _SECONDS_AN_EMBEDDING = 10e-6, 30e-6  # measured: 3, and 10
 _INTEGRITY_SECONDS, _INTEGRITY_BYTES_A_SECOND = 4.0, 40 * 1024 * 1024  # measured: 84 MB a second
 _ROW_BYTES = 700  # a row as a tuple, with a number or a short text for each column, what is made of it, and a finding
+_LONGEST_SETTING = 2 * 1024 * 1024  # bytes of a row; SQLite and Python take up to 30 times as much for its JSON
 _WIDEST = 4  # bytes of a character in memory
 
 ROW, ID, COLLECTION = 320, 120, 2000
@@ -99,16 +100,18 @@ def integrity_seconds(size: int) -> float:
 
 @contextmanager
 def counted(connection: sqlite3.Connection, limits: Limits) -> Iterator[None]:
-    """Counts every row that the block reads as one that is kept."""
+    """Counts every row that the block reads as one that is kept; a row longer than settings ever are is not read."""
 
     def count(_: sqlite3.Cursor, row: tuple[Any, ...]) -> tuple[Any, ...]:
         limits.keep(_ROW_BYTES + sum(memory_of(value) for value in row))
         return row
 
     connection.row_factory = count
+    longest = connection.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, _LONGEST_SETTING)
     try:
         yield
     finally:
+        connection.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, longest)
         connection.row_factory = None
 
 

@@ -209,7 +209,7 @@ def _metadata_ids(
         total += len(batch)
         limits.keep(sum(ROW + memory_of(id_) for _, id_ in batch))
         found = {id_: row for row, id_ in batch if isinstance(id_, str) and isinstance(row, int)}
-        if not is_text("".join(found)):
+        if not all(map(is_text, found)):
             found = {id_: row for id_, row in found.items() if is_text(id_)}
         readable |= found
     if len(readable) == total:
