@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sqlite3
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -18,7 +19,9 @@ from shared.delta import DATABASE, JOURNALS, Listing
 from shared.errors import CouldNotCheck, faults_explained
 from shared.inspection import chroma, header, hnsw, layout, records, sqlite
 from shared.inspection.integrity import IntegrityCheck, integrity_checked
+from shared.inspection.limits import COLLECTION, ID, Limits, counted, integrity_seconds
 from shared.inspection.metadata import inspect_values
+from shared.inspection.pages import schema_bytes
 from shared.inspection.records import Contents
 from shared.inspection.schema import Schema, inspect_schema, read_schema
 from shared.inspection.sqlite import explained
@@ -26,6 +29,7 @@ from shared.inspection.sysdb import Collection, flushed, purges, read_collection
 from shared.verdict import RULES, CollectionCount, Depth, Finding, Status, status_of
 
 _SQL_SECONDS = 120.0
+_MAX_SCHEMA_BYTES = 2 * 1024 * 1024  # Chroma's has 10 KB
 _HOLDING = (
     "collections",
     "embeddings",
@@ -156,15 +160,19 @@ def _look(
     listing: Listing, folder: Path, deadline: Deadline, *, lenient: bool
 ) -> tuple[list[Finding], tuple[Contents, ...]]:
     deadline.check(f"reading {DATABASE}")
-    opened = partial(sqlite.opened, folder / DATABASE, min(_SQL_SECONDS, deadline.left), lenient=lenient)
+    _check_schema_size(folder / DATABASE)
+    limits = Limits.of(max(file.size for file in listing.files), deadline)
+    opened = partial(sqlite.opened, folder / DATABASE, min(_SQL_SECONDS, deadline.left), lenient=lenient, limits=limits)
     with opened() as connection:
         # The schema comes first, since an integrity check evaluates its expressions.
-        schema, observed = read_schema(connection)
+        with counted(connection, limits):
+            schema, observed = read_schema(connection)
         if status_of(observed) is not Status.HEALTHY:
             return observed + _left(connection, schema, observed), ()
-        with integrity_checked(opened(), connection, min(_SQL_SECONDS, deadline.left)) as integrity:
+        most = integrity_seconds(listing.by_name[DATABASE].size)
+        with integrity_checked(opened(), connection, min(_SQL_SECONDS, deadline.left), most) as integrity:
             try:
-                found, contents = _look_inside(connection, schema, integrity, listing, folder)
+                found, contents = _look_inside(connection, schema, integrity, listing, folder, limits)
             except Exception:
                 # In a damaged database anything may come up, and nothing more is to be learnt from it.
                 if not integrity.findings():
@@ -176,22 +184,37 @@ def _look(
     return observed + found, contents
 
 
+def _check_schema_size(database: Path) -> None:
+    """Raises `CouldNotCheck` when SQLite would take more memory for the schema alone than a look may (30 times it)."""
+    with database.open("rb") as file:
+        size = schema_bytes(lambda at, length: os.pread(file.fileno(), length, at), _MAX_SCHEMA_BYTES)
+    if size > _MAX_SCHEMA_BYTES:
+        raise CouldNotCheck("check.size_cap", f"the schema of {DATABASE} has more than {_MAX_SCHEMA_BYTES} bytes")
+
+
 def _look_inside(
-    connection: sqlite3.Connection, schema: Schema, integrity: IntegrityCheck, listing: Listing, folder: Path
+    connection: sqlite3.Connection,
+    schema: Schema,
+    integrity: IntegrityCheck,
+    listing: Listing,
+    folder: Path,
+    limits: Limits,
 ) -> tuple[list[Finding], tuple[Contents, ...]]:
     """What Chroma stored in a database that is sound as far as SQLite goes, and in the indexes beside it."""
-    observed = inspect_schema(connection, schema)
+    with counted(connection, limits):
+        observed = inspect_schema(connection, schema)
     if status_of(observed) is not Status.HEALTHY:
         return observed + _left(connection, schema, observed), ()
     search = partial(sqlite.inspect_fulltext, migrated=schema.fulltext_migrated)
     unsearchable = integrity.then(search) if schema.searches_fulltext else list
-    collections, found = read_collections(connection, schema)
+    with counted(connection, limits):
+        collections, found = read_collections(connection, schema)
     observed += found
     observed += _left(connection, schema, found)
     segments = layout.segments_in(listing)
     in_index = any(flushed(collection, segments) for collection in collections)
     observed += inspect_values(connection, schema, of_embeddings=in_index)
-    look = partial(_collections, connection, schema, collections, segments, folder)
+    look = partial(_collections, connection, schema, collections, segments, folder, limits)
     damaged = status_of(observed) is Status.CORRUPT
     contents, found = look(damaged=damaged)
     texts = unsearchable()
@@ -212,10 +235,17 @@ def _collections(
     collections: Sequence[Collection],
     segments: dict[str, dict[str, int]],
     folder: Path,
+    limits: Limits,
     *,
     damaged: bool,
 ) -> tuple[tuple[Contents, ...], list[Finding]]:
-    looked = [_collection(connection, schema, c, segments, folder, damaged=damaged) for c in collections]
+    looked = []
+    for collection in collections:
+        limits.check(f"reading the collections of {DATABASE}")
+        left = limits.left
+        looked.append(_collection(connection, schema, collection, segments, folder, limits, damaged=damaged))
+        # What stays of it are its ids and its findings.
+        limits.drop(max(0, left - limits.left - COLLECTION - ID * len(looked[-1][0].ids)))
     return tuple(contents for contents, _ in looked), [finding for _, findings in looked for finding in findings]
 
 
@@ -225,6 +255,7 @@ def _collection(
     collection: Collection,
     segments: dict[str, dict[str, int]],
     folder: Path,
+    limits: Limits,
     *,
     damaged: bool,
 ) -> tuple[Contents, list[Finding]]:
@@ -235,7 +266,7 @@ def _collection(
     index = None
     findings: list[Finding] = []
     if flushed(collection, segments):
-        index, findings = _index(collection, segments, folder)
+        index, findings = _index(collection, segments, folder, limits)
     if index is None or (index.ids is not None and not index.ids.labels):
         collection, findings = _without_index(connection, schema, collection, findings)
         index = None
@@ -244,11 +275,11 @@ def _collection(
     comparable = index is None or ids is not None
     ahead = index.ahead if index else 0
     contents, found = records.inspect_collection(
-        connection, schema, collection, ids, index_readable=comparable, ahead=ahead
+        connection, schema, collection, ids, index_readable=comparable, ahead=ahead, limits=limits
     )
     findings = findings + found
     if damaged or status_of(findings) is Status.CORRUPT:
-        left = records.recoverable(connection, collection, index.recoverable() if index else set())
+        left = records.recoverable(connection, collection, index.recoverable() if index else set(), limits)
         findings.append(Finding("records.recoverable", DATABASE, left))
     return contents, findings
 
@@ -272,7 +303,7 @@ def _without_index(
 
 
 def _index(
-    collection: Collection, segments: dict[str, dict[str, int]], folder: Path
+    collection: Collection, segments: dict[str, dict[str, int]], folder: Path, limits: Limits
 ) -> tuple[hnsw.Index | None, list[Finding]]:
     """The index of a collection that was flushed; None when there is nothing to compare ids with but the queue."""
     segment = str(collection.vector_segment)
@@ -283,7 +314,7 @@ def _index(
     missing = {f"{segment}/{base}" for base in layout.INDEX_FILES if base not in sizes}
     # A missing file is looked at like an empty one, so that what the others still hold is known.
     files = hnsw.IndexFiles(dict.fromkeys(layout.INDEX_FILES, 0) | sizes, partial(_part, folder / segment))
-    index = hnsw.inspect_index(segment, files, collection.dimension, cosine=collection.cosine)
+    index = hnsw.inspect_index(segment, files, collection.dimension, cosine=collection.cosine, limits=limits)
     findings = [
         Finding("layout.segment_file_missing", name, "not there, although the index was flushed")
         for name in sorted(missing)

@@ -13,14 +13,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shared.errors import CouldNotCheck
-from shared.inspection.header import HEADER_BYTES, MAX_LEVEL, IndexHeader, inspect_header
+from shared.inspection.header import HEADER_BYTES, IndexHeader, inspect_header
 from shared.inspection.idmap import HostileIdMapError, IdMap, IdMapError, parse
+from shared.inspection.levels import Broken, inspect_levels
+from shared.inspection.limits import NO_LIMITS, Limits
 from shared.inspection.values import shown
 from shared.verdict import Finding
 
 _BLOCK_BYTES = 1024 * 1024  # small enough for the allocator to give the same memory again
 _DELETED = 1
 _ID_MAP_BYTES, _ID_BYTES = 64 * 1024 * 1024, 1024  # more than any id map of Chroma's: at least, and for each element
+_ELEMENT_BYTES = 100  # that are kept of an element at most, while labels and levels are compared
 _NORM_TOLERANCE = 1e-3  # measured: 2e-7
 _ROUNDING = 2.0**-23  # of each of the float32 sums of squares, hnswlib's and ours, for every number of a vector
 _UNUSUAL_LENGTH = 1e15
@@ -64,11 +67,14 @@ class Index:
         """The ids whose vector can still be read, whatever else of the index is damaged."""
         if self.ids is None or self._records is None:
             return set()
-        sound = self._records.sound_labels()
-        return {id_ for id_, label in self.ids.labels.items() if label in sound}
+        labels = np.fromiter(self.ids.labels.values(), np.int64, len(self.ids.labels)).view(np.uint64)
+        sound = np.isin(labels, self._records.sound_labels())
+        return {id_ for id_, is_sound in zip(self.ids.labels, sound, strict=True) if is_sound}
 
 
-def inspect_index(segment: str, files: IndexFiles, dimension: int | None, *, cosine: bool) -> Index:
+def inspect_index(
+    segment: str, files: IndexFiles, dimension: int | None, *, cosine: bool, limits: Limits = NO_LIMITS
+) -> Index:
     """Everything the bytes of a flushed index prove.
 
     Args:
@@ -76,13 +82,14 @@ def inspect_index(segment: str, files: IndexFiles, dimension: int | None, *, cos
         files: Its five files, all of them there.
         dimension: Vector length of the collection, None when it is not known.
         cosine: Whether the index keeps vectors of length 1, and their true lengths apart.
+        limits: What it may cost.
 
     Raises:
-        CouldNotCheck: The id map is larger than may be read.
+        CouldNotCheck: It would take more memory or processor time than it may.
     """
     head = files.read("header.bin", 0, min(HEADER_BYTES + 1, files.sizes["header.bin"]))
     header, findings = inspect_header(segment, head.tobytes(), files.sizes, cosine=cosine)
-    ids, found = read_id_map(segment, files, header)
+    ids, found = read_id_map(segment, files, header, limits)
     mismatched = {finding.file.rpartition("/")[2] for finding in findings if finding.code == "hnsw.size_mismatch"}
     findings = found + findings
     if header is None or "data_level0.bin" in mismatched:
@@ -90,11 +97,13 @@ def inspect_index(segment: str, files: IndexFiles, dimension: int | None, *, cos
     if dimension is not None and header.dimension != dimension:
         detail = f"vectors of {header.dimension}, the collection has dimension {dimension}"
         findings.append(Finding("hnsw.dimension_mismatch", f"{segment}/header.bin", detail))
+    limits.keep(header.record_size + _ELEMENT_BYTES * header.count)
     records = IndexRecords(segment, header, files, cosine=cosine, lengths="length.bin" not in mismatched)
-    records.look()
+    records.look(limits)
     findings += records.findings()
     if "link_lists.bin" not in mismatched:
-        findings += _upper_levels(segment, header, files.whole("link_lists.bin"))
+        limits.keep(files.sizes["link_lists.bin"])
+        findings += inspect_levels(segment, header, files.whole("link_lists.bin"), limits)
     ahead = 0
     if ids is not None:
         beyond = records.labels[records.labels > max(ids.added, *ids.labels.values(), 0)]
@@ -112,7 +121,9 @@ def rows_not_finite(matrix: NDArray[np.float32]) -> NDArray[np.bool_]:
     return np.asarray(~np.isfinite(matrix).all(axis=1))
 
 
-def read_id_map(segment: str, files: IndexFiles, header: IndexHeader | None) -> tuple[IdMap | None, list[Finding]]:
+def read_id_map(
+    segment: str, files: IndexFiles, header: IndexHeader | None, limits: Limits = NO_LIMITS
+) -> tuple[IdMap | None, list[Finding]]:
     """The id map of an index, or what is wrong with it.
 
     Raises:
@@ -123,27 +134,15 @@ def read_id_map(segment: str, files: IndexFiles, header: IndexHeader | None) -> 
     most = _ID_MAP_BYTES + _ID_BYTES * (header.count if header else 0)
     if size > most:
         raise CouldNotCheck("check.size_cap", f"{name} has {size} bytes, more than {most} are not read")
+    limits.keep(2 * size)
     try:
-        return parse(files.whole("index_metadata.pickle").tobytes()), []
+        return parse(files.whole("index_metadata.pickle").tobytes(), limits), []
     except HostileIdMapError as error:
         return None, [Finding("hnsw.pickle_hostile", name, str(error))]
     except IdMapError as error:
         return None, [Finding("hnsw.pickle_unreadable", name, f"{size} bytes: {error}")]
-
-
-class _Broken:
-    """Counts broken records and remembers the first."""
-
-    def __init__(self) -> None:
-        self.count = 0
-        self.first = 0
-
-    def add(self, start: int, broken: NDArray[np.bool_]) -> None:
-        """Takes in which records of a block, which begins with record `start`, are broken."""
-        places = np.flatnonzero(broken)
-        if places.size and not self.count:
-            self.first = start + int(places[0])
-        self.count += places.size
+    finally:
+        limits.drop(2 * size)
 
 
 class IndexRecords:
@@ -163,7 +162,7 @@ class IndexRecords:
         self._files = files
         self._cosine = cosine
         self._readable = lengths or not cosine
-        self._links, self._vectors, self._lengths = _Broken(), _Broken(), _Broken()
+        self._links, self._vectors, self._lengths = Broken(), Broken(), Broken()
         self._doubtful: list[NDArray[np.int64]] = []
         self._live: list[NDArray[np.bool_]] = []
         self.labels: NDArray[np.uint64] = np.empty(0, np.uint64)
@@ -173,22 +172,26 @@ class IndexRecords:
         """The numbers of the records that `labels` are of."""
         return np.flatnonzero(np.concatenate(self._live)) if self._live else np.empty(0, np.int64)
 
-    def sound_labels(self) -> Set[int]:
+    def sound_labels(self) -> NDArray[np.uint64]:
         """Labels that stand in one record alone, with nothing wrong about that record."""
         if not self._readable:
-            return set()
+            return np.empty(0, np.uint64)
         doubtful = np.concatenate([np.empty(0, np.int64), *self._doubtful])
         labels, counts = np.unique(self.labels, return_counts=True)
-        sound = np.setdiff1d(labels[counts == 1], self.labels[np.isin(self.places, doubtful)])
-        return {*sound.tolist()}
+        return np.setdiff1d(labels[counts == 1], self.labels[np.isin(self.places, doubtful)])
 
-    def look(self) -> None:
-        """Reads every record; `labels` are then those of the records that are not marked as deleted."""
+    def look(self, limits: Limits = NO_LIMITS) -> None:
+        """Reads every record; `labels` are then those of the records that are not marked as deleted.
+
+        Raises:
+            CouldNotCheck: It takes more processor time than it may.
+        """
         header = self._header
         step = max(1, _BLOCK_BYTES // header.record_size)
         positions = np.arange(header.max_links_level0, dtype=np.uint32)
         labels = []
         for start in range(0, header.count, step):
+            limits.check(f"reading data_level0.bin of {self._segment}")
             rows = min(step, header.count - start)
             block = self._files.read("data_level0.bin", start * header.record_size, rows * header.record_size)
             # A record is a multiple of four bytes, so every field is a column of words.
@@ -210,6 +213,7 @@ class IndexRecords:
                 doubtful |= not_normal
             if doubtful.any():
                 self._doubtful.append(start + np.flatnonzero(doubtful))
+            limits.earn(rows - int(np.count_nonzero(doubtful)), indexed=True)
             live = words[:, 0] & (_DELETED << 16) == 0
             self._live.append(live)
             labels.append(words[live, header.label_offset // 4 :].copy().view("<u8")[:, 0])
@@ -269,78 +273,6 @@ def _rows_not_normal(vectors: NDArray[np.float32], lengths: NDArray[np.float32])
     return np.asarray((usual & ~normal) | (normal & ~possible))
 
 
-def _upper_levels(segment: str, header: IndexHeader, content: NDArray[np.uint8]) -> list[Finding]:
-    """The links above level 0: for each element a u32 size, then that many bytes of levels.
-
-    A neighbour must itself reach the level it is linked on, else hnswlib reads past that neighbour's links.
-    """
-    name = f"{segment}/link_lists.bin"
-    words = content[: len(content) // 4 * 4].view("<u4")
-    levels = np.zeros(header.count, dtype=np.int64)
-    starts = np.zeros(header.count, dtype=np.int64)
-    element = at = 0
-    # Almost all sizes are 0 (one element in M has a second level), so the walk goes from one non-zero word to the next.
-    occupied = np.flatnonzero(words)
-    cursor = 0
-    while element < header.count:
-        cursor += int(np.searchsorted(occupied[cursor:], at))
-        position = int(occupied[cursor]) if cursor < occupied.size else len(words)
-        skipped = position - at
-        if skipped >= header.count - element or position == len(words):
-            at += min(header.count - element, skipped)
-            element += skipped
-            break
-        element += skipped
-        size = int(words[position])
-        count, rest = divmod(size, header.level_size)
-        if rest:
-            detail = f"{size} bytes of links at offset {4 * position}, expected a multiple of {header.level_size}"
-            return [Finding("hnsw.link_invalid", name, detail)]
-        if position + 1 + size // 4 > len(words):
-            left = len(content) - 4 * position - 4
-            detail = f"{size} bytes of links at offset {4 * position}, the file ends {left} later"
-            return [Finding("hnsw.link_invalid", name, detail)]
-        levels[element], starts[element] = count, position + 1
-        at = position + 1 + size // 4
-        element += 1
-    if element < header.count:  # what follows after the last was left there by an older index
-        detail = f"{len(content)} bytes; the links of {element} of {header.count} elements end at offset {4 * at}"
-        return [Finding("hnsw.size_mismatch", name, detail)]
-    return _upper_links(name, header, words, levels, starts)
-
-
-def _upper_links(
-    name: str, header: IndexHeader, words: NDArray[np.uint32], levels: NDArray[np.int64], starts: NDArray[np.int64]
-) -> list[Finding]:
-    findings = []
-    highest = int(levels.max(initial=0))
-    if header.count and (highest != header.max_level or levels[min(header.entry_point, header.count - 1)] != highest):
-        entry = min(header.entry_point, header.count - 1)
-        detail = (
-            f"header: level {header.max_level} from element {header.entry_point}; links: highest level {highest}, "
-            f"that element reaches {int(levels[entry])}"
-        )
-        findings.append(Finding("hnsw.entry_point_invalid", name.replace("link_lists", "header"), detail))
-    width = header.level_size // 4
-    for level in range(1, min(highest, MAX_LEVEL) + 1):
-        reaching = np.flatnonzero(levels >= level)
-        rows = starts[reaching] + (level - 1) * width
-        counts = words[rows] & 0xFFFF
-        links = words[rows[:, None] + 1 + np.arange(header.max_links)]
-        used = np.arange(header.max_links) < counts[:, None]
-        inside = links < header.count
-        # Only ids inside the index may be looked up; the others are wrong already.
-        lower = levels[np.where(inside, links, 0)] < level
-        broken = np.flatnonzero((counts > header.max_links) | (used & (~inside | lower)).any(axis=1))
-        if broken.size:
-            detail = (
-                f"{broken.size} elements on level {level}, the first at offset {4 * int(rows[broken[0]])}: more than "
-                f"{header.max_links} links, or one to an element that is not on this level"
-            )
-            return [*findings, Finding("hnsw.link_invalid", name, detail)]
-    return findings
-
-
 def _labels(segment: str, records: IndexRecords, ids: IdMap, beyond: NDArray[np.uint64]) -> list[Finding]:
     """Each id must have one record that is not marked as deleted, or Chroma cannot find its vector."""
     live = records.labels
@@ -352,7 +284,7 @@ def _labels(segment: str, records: IndexRecords, ids: IdMap, beyond: NDArray[np.
         return []
     parts = []
     if lost.size:
-        id_ = dict(zip(mapped.tolist(), ids.labels, strict=True))[int(lost[0])]
+        id_ = next(id_ for id_, label in ids.labels.items() if label == int(lost[0].astype(np.int64)))
         parts.append(f"{lost.size} labels of the id map have no record, the first {int(lost[0])} of {shown(id_)}")
     if unknown.size:
         at = records.offset_of(unknown[0])

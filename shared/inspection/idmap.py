@@ -10,15 +10,20 @@ from __future__ import annotations
 import struct
 from collections.abc import Callable
 from dataclasses import dataclass
+from operator import eq
 from typing import Any, TypeGuard
 
 from shared.delta import printable
+from shared.inspection.limits import ID, NO_LIMITS, ROW, Limits, memory_of
 
 _PERSISTENT_DATA = ("chromadb.segment.impl.vector.local_persistent_hnsw", "PersistentData")
 _TEXT, _INTEGER, _STOP = ord("X"), ord("J"), ord(".")
 _MAX_DICTS = 16  # Chroma writes four
 MAX_SEQUENCE_NUMBER = 2**63 - 1
 _LONGEST_NUMBER = 8  # bytes
+_LOOK = 10_000  # instructions between two looks at what they keep
+_INSTRUCTION = 72  # bytes that one keeps at most, but for a long text: a place on the stack, and a number or an id
+_SHORT, _DECODED = 1024, 5  # bytes of a text that is in that; bytes that each byte of a longer one takes, with a copy
 _MARK = object()
 _CLASS = object()
 _U16, _U32, _U64, _I32 = (struct.Struct(code).unpack_from for code in ("<H", "<I", "<Q", "<i"))
@@ -47,14 +52,20 @@ class IdMap:
     added: int
 
 
-def parse(data: bytes) -> IdMap:
+def parse(data: bytes, limits: Limits = NO_LIMITS) -> IdMap:
     """The id map in `data`.
 
+    Args:
+        data: The pickle.
+        limits: What it may cost. What the id map itself takes stays counted.
+
     Raises:
+        CouldNotCheck: It would take more memory than it may.
         HostileIdMapError: It asks for code to be run.
         IdMapError: It is anything else than what Chroma writes.
     """
-    machine = _Machine(data)
+    machine = _Machine(data, limits)
+    before = limits.left
     try:
         state = machine.run()
     except UnicodeDecodeError as error:
@@ -69,11 +80,12 @@ def parse(data: bytes) -> IdMap:
         raise IdMapError("has no id_to_label and label_to_id")
     if {*map(type, labels)} - {str} or {*map(type, labels.values())} - {int}:
         raise IdMapError("id_to_label maps something else than text to numbers")
-    if len(labels) != len(label_to_id) or dict(zip(labels.values(), labels, strict=True)) != label_to_id:
+    if len(labels) != len(label_to_id) or not all(map(eq, map(label_to_id.get, labels.values()), labels)):
         raise IdMapError(f"id_to_label ({len(labels)}) and label_to_id ({len(label_to_id)}) do not mirror each other")
     max_seq_id, added = state.get("max_seq_id"), state.get("total_elements_added")
     if not (max_seq_id is None or _is_count(max_seq_id)) or not _is_count(added):
         raise IdMapError("max_seq_id or total_elements_added is not a number")
+    limits.drop(max(0, before - limits.left - ROW * len(labels)))
     return IdMap(labels, max_seq_id, added)
 
 
@@ -84,16 +96,25 @@ def _is_count(value: object) -> TypeGuard[int]:
 class _Machine:
     """A stack machine for the opcodes that Chroma's writers emit."""
 
-    def __init__(self, data: bytes) -> None:
+    def __init__(self, data: bytes, limits: Limits) -> None:
         self._data = data
+        self._limits = limits
         self.at = 0
         self._stack: list[Any] = []
         self._memo: dict[int, Any] = {}
         self._dicts = 0
 
     def run(self) -> object:
-        data, operations, stack = self._data, _OPERATIONS, self._stack
+        data, operations, stack, memo = self._data, _OPERATIONS, self._stack, self._memo
         while True:
+            known = len(memo)
+            if self._step(data, operations, stack):
+                return stack.pop()
+            self._limits.keep(_LOOK * _INSTRUCTION + (len(memo) - known) * ID)
+
+    def _step(self, data: bytes, operations: dict[int, Callable[[_Machine], None]], stack: list[Any]) -> bool:
+        """Runs some instructions. Returns whether the last of the pickle was among them."""
+        for _ in range(_LOOK):
             at = self.at
             opcode = data[at]
             # The two instructions that an id map of 1.x consists of, without the calls.
@@ -102,19 +123,25 @@ class _Machine:
                 end = at + 5 + length
                 if end > len(data):
                     raise IdMapError(f"{length} bytes announced at offset {at + 1}, {len(data) - at - 5} are there")
-                stack.append(data[at + 5 : end].decode())
+                if length > _SHORT:
+                    self._limits.keep(_DECODED * length)
+                text = data[at + 5 : end].decode()
+                if not text.isascii():
+                    self._limits.keep(memory_of(text))
+                stack.append(text)
                 self.at = end
             elif opcode == _INTEGER:
                 stack.append(_I32(data, at + 1)[0])
                 self.at = at + 5
             elif opcode == _STOP:
-                return stack.pop()
+                return True
             else:
                 self.at = at + 1
                 operation = operations.get(opcode)
                 if operation is None:
                     raise IdMapError(f"instruction {bytes([opcode])!r} at offset {at} is none that Chroma writes")
                 operation(self)
+        return False
 
     def _take(self, count: int) -> bytes:
         start = self.at
@@ -138,7 +165,10 @@ class _Machine:
         self._stack.append(self._take(self._take(1)[0]).decode())
 
     def long_text(self) -> None:
-        self._stack.append(self._take(self._number(_U64, 8)).decode())
+        length = self._number(_U64, 8)
+        if self.at + length <= len(self._data):
+            self._limits.keep(_DECODED * length)
+        self._stack.append(self._take(length).decode())
 
     def byte(self) -> None:
         self._stack.append(self._take(1)[0])
@@ -177,6 +207,7 @@ class _Machine:
         target = stack[start - 1]
         if type(target) is not dict:
             raise IdMapError(f"items for a {type(target).__name__} at offset {self.at - 1}")
+        self._limits.keep(ID * (len(stack) - start) // 2)
         target.update(zip(stack[start + 1 :: 2], stack[start + 2 :: 2], strict=True))
         del stack[start:]
 
@@ -184,6 +215,7 @@ class _Machine:
         value, key = self._stack.pop(), self._stack.pop()
         if type(self._stack[-1]) is not dict:
             raise IdMapError(f"an item without a dict at offset {self.at - 1}")
+        self._limits.keep(ID)
         self._stack[-1][key] = value
 
     def memoize(self) -> None:

@@ -8,16 +8,18 @@ more look that SQLite can take alone may follow in the same thread.
 
 from __future__ import annotations
 
+import math
 import sqlite3
 import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from threading import Thread
 
 from shared.inspection.sqlite import inspect_integrity
 from shared.verdict import Finding
 
 _AGAIN_SECONDS = 0.01
+_LOOK_SECONDS = 0.25  # between two looks at its processor time
 
 Look = Callable[[sqlite3.Connection], list[Finding]]
 """A look at a database that is one or two statements long."""
@@ -26,8 +28,12 @@ Look = Callable[[sqlite3.Connection], list[Finding]]
 class IntegrityCheck:
     """An integrity check that has begun (see `integrity_checked`)."""
 
-    def __init__(self, own: sqlite3.Connection, beside: sqlite3.Connection, seconds: float) -> None:
+    def __init__(
+        self, own: sqlite3.Connection, beside: sqlite3.Connection, seconds: float, processor_seconds: float
+    ) -> None:
         self._own, self._beside = own, beside
+        self._processor_seconds = processor_seconds
+        self._took = 0.0
         self._deadline = time.monotonic() + seconds
         self._findings: list[Finding] = []
         self._next: Look | None = None
@@ -66,11 +72,19 @@ class IntegrityCheck:
         return found
 
     def _wait(self) -> None:
-        if self._thread.is_alive():
-            self._thread.join(max(0.0, self._deadline - time.monotonic()))
+        while self._thread.is_alive() and self._time_left():
+            self._thread.join(_LOOK_SECONDS)
         self.end()
         if self._error is not None:
             raise self._error
+
+    def _time_left(self) -> bool:
+        """Whether it may go on, by the clock and by the processor time that its thread has taken."""
+        ident = self._thread.ident
+        if ident is not None and hasattr(time, "pthread_getcpuclockid"):
+            with suppress(OSError):  # it has ended just now
+                self._took = time.clock_gettime(time.pthread_getcpuclockid(ident))
+        return time.monotonic() < self._deadline and self._took < self._processor_seconds
 
     def end(self) -> None:
         """Ends it where it still runs."""
@@ -91,7 +105,10 @@ class IntegrityCheck:
 
 @contextmanager
 def integrity_checked(
-    opened: AbstractContextManager[sqlite3.Connection], beside: sqlite3.Connection, seconds: float
+    opened: AbstractContextManager[sqlite3.Connection],
+    beside: sqlite3.Connection,
+    seconds: float,
+    processor_seconds: float = math.inf,
 ) -> Iterator[IntegrityCheck]:
     """Checks the integrity of a database while the block reads in it.
 
@@ -100,13 +117,14 @@ def integrity_checked(
         beside: The connection that the block uses. Its statement is interrupted once damage is proven or the check has
             failed, since what it reads is of no use then.
         seconds: After what time the check is given up.
+        processor_seconds: After what processor time it is, where the system tells that of a thread.
 
     Raises:
         CouldNotCheck: The database could not be opened again.
     """
     with opened as own:
         own.set_progress_handler(None, 0)  # it would take the interpreter's lock; `findings` minds the time
-        check = IntegrityCheck(own, beside, seconds)
+        check = IntegrityCheck(own, beside, seconds, processor_seconds)
         try:
             yield check
         finally:

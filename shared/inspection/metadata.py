@@ -144,15 +144,17 @@ class ExpectedMetadata:
         ordered = sorted(expected)
         missing: list[tuple[str, str]] = []
         for start in range(0, len(ordered), _MOST_ROWS):
-            stored: dict[int, dict[str, Any]] = {row: {} for row in ordered[start : start + _MOST_ROWS]}
-            for row, key, value in _values(connection, list(stored), booleans=booleans):
-                if row in stored:
-                    stored[row][key] = value
-            for row, found in stored.items():
-                values = self._expected[expected[row]]
-                if values != found:  # JSON's true equals the 1 of a row
-                    keys = [key for key, value in values.items() if not _same(key, value, found.get(key))]
-                    missing += [(expected[row], key) for key in keys]
+            part = ordered[start : start + _MOST_ROWS]
+            wanted = {row: self._expected[expected[row]] for row in part}
+            found: dict[int, set[str]] = {row: set() for row in part}
+            for row, key, value in _values(connection, part, booleans=booleans):
+                values = wanted.get(row)
+                if values is not None and key in values and _same(key, values[key], value):
+                    found[row].add(key)
+            for row, values in wanted.items():
+                if len(values) > len(found[row]):
+                    keys = [key for key, value in values.items() if key not in found[row]]
+                    missing += [(expected[row], key) for key in keys if not _same(key, values[key], None)]
         return missing
 
 

@@ -27,6 +27,11 @@ _LOCK_BYTE = 1 << 30
 _NAME_BYTES = 200
 
 
+_SMALLEST_PAGE = 512
+_TREE_INTERIOR, _TREE_LEAF = 5, 13  # kinds of the pages of a table's tree
+_ROW_BYTES = 50  # that a row counts for besides its content
+
+
 class PageKind(IntEnum):
     """What a page is for."""
 
@@ -290,6 +295,39 @@ class _Walk:
             self.map.kinds[number - 1] = kind
         if len(self.map.broken) < _MOST_BROKEN:
             self.map.broken.setdefault(number, printable(why, 200))
+
+
+def schema_bytes(read: Callable[[int, int], bytes], most: int) -> int:
+    """Bytes of the rows of `sqlite_schema`, which SQLite parses before anything else; counted until they exceed `most`.
+
+    A page that is not one of a table's tree counts for nothing: SQLite itself will tell what is wrong with it.
+
+    Args:
+        read: The bytes of a database: offset, length.
+        most: Where to stop.
+    """
+    (page_size,) = struct.unpack(">H", read(16, 2).ljust(2, b"\0"))
+    page_size = 65536 if page_size == 1 else page_size
+    if page_size < _SMALLEST_PAGE:
+        return 0
+    total, waiting, seen = 0, [1], {1}
+    while waiting and total <= most:
+        number = waiting.pop()
+        page = read((number - 1) * page_size, page_size)
+        at = 100 if number == 1 else 0
+        head = page[at : at + 12].ljust(12, b"\0")
+        (cells,) = struct.unpack(">H", head[3:5])
+        total += _ROW_BYTES * cells
+        start = at + (12 if head[0] == _TREE_INTERIOR else 8)
+        offsets = [int.from_bytes(page[start + 2 * i : start + 2 * i + 2]) for i in range(cells)]
+        if head[0] == _TREE_LEAF:
+            total += sum(_varint(page, offset)[0] for offset in offsets)
+        elif head[0] == _TREE_INTERIOR:
+            children = [int.from_bytes(page[offset : offset + 4]) for offset in offsets]
+            new = {*children, int.from_bytes(head[8:12])} - seen - {0}
+            seen |= new
+            waiting += new
+    return total
 
 
 def _varint(data: bytes, offset: int) -> tuple[int, int]:

@@ -18,6 +18,7 @@ import numpy as np
 
 from shared.delta import DATABASE
 from shared.inspection.idmap import IdMap
+from shared.inspection.limits import NO_LIMITS, ROW, Limits, memory_of
 from shared.inspection.replay import ADD, DELETE, UPDATE, UPSERT, WIDTH, Replay
 from shared.inspection.schema import Schema
 from shared.inspection.sqlite import explained
@@ -26,6 +27,7 @@ from shared.inspection.values import is_text, shown
 from shared.verdict import CollectionCount, Finding
 
 _IDS = "SELECT id, embedding_id FROM embeddings WHERE segment_id = ?"
+_BATCH = 100  # rows
 _QUEUED = """
     SELECT operation, id, CASE WHEN encoding = 'FLOAT32' THEN vector ELSE iif(vector IS NULL, NULL, x'') END
     FROM embeddings_queue WHERE substr(topic, -36) = ? ORDER BY seq_id
@@ -54,6 +56,7 @@ def inspect_collection(
     *,
     index_readable: bool,
     ahead: int = 0,
+    limits: Limits = NO_LIMITS,
 ) -> tuple[Contents, list[Finding]]:
     """The master invariant of one collection, and every vector that waits in the queue.
 
@@ -64,6 +67,7 @@ def inspect_collection(
         index: The id map of its index, None when it was never flushed.
         index_readable: False when there is an index whose id map cannot be read: ids cannot be compared then.
         ahead: See `hnsw.Index`.
+        limits: What it may cost.
 
     Raises:
         CouldNotCheck: The rows could not be read for a reason outside the bytes.
@@ -71,9 +75,9 @@ def inspect_collection(
     rows: dict[str, int] = {}
     findings: list[Finding] = []
     with explained(f"reading the ids of {shown(collection.name)}") as unread:
-        rows, findings = _metadata_ids(connection, collection)
+        rows, findings = _metadata_ids(connection, collection, limits)
     # Without a row in max_seq_id Chroma 1.x replays the whole queue, whatever the id map of 0.4 says.
-    replay = Replay(collection, collection.flushed_to or 0, set(index.labels) if index else set(), rows)
+    replay = Replay(collection, collection.flushed_to or 0, set(index.labels) if index else set(), rows, limits)
     with explained(f"replaying the queue of {shown(collection.name)}") as failed:
         replay.run(connection, booleans=schema.has("embedding_metadata", "bool_value"))
     findings += unread + failed + replay.findings
@@ -101,13 +105,16 @@ def _labels_to_come(collection: Collection, index: IdMap, added: int, ahead: int
     return []
 
 
-def recoverable(connection: sqlite3.Connection, collection: Collection, indexed: Set[str]) -> str:
+def recoverable(
+    connection: sqlite3.Connection, collection: Collection, indexed: Set[str], limits: Limits = NO_LIMITS
+) -> str:
     """How much of what a damaged collection holds is still somewhere in the delta, in words.
 
     Args:
         connection: The database.
         collection: The collection.
         indexed: The ids whose vector can be read from its index.
+        limits: What it may cost.
 
     Raises:
         CouldNotCheck: The rows could not be read for a reason outside the bytes.
@@ -116,8 +123,9 @@ def recoverable(connection: sqlite3.Connection, collection: Collection, indexed:
     ids: set[str] = set()
     queue = _Queue(ids, indexed)
     with explained(f"reading what is left of {name}") as unread:
-        ids.update(_metadata_ids(connection, collection)[0])
+        ids.update(_metadata_ids(connection, collection, limits)[0])
         for operation, id_, vector in connection.execute(_QUEUED, (collection.id,)):
+            limits.keep(ROW + memory_of(id_))
             queue.apply(operation, id_, vector)
     if unread:
         return f"of {name} not even the ids can be read"
@@ -190,14 +198,22 @@ def _usable_bytes(vector: object) -> int:
     return len(vector) if np.isfinite(np.frombuffer(vector, "<f4")).all() else 0
 
 
-def _metadata_ids(connection: sqlite3.Connection, collection: Collection) -> tuple[dict[str, int], list[Finding]]:
+def _metadata_ids(
+    connection: sqlite3.Connection, collection: Collection, limits: Limits
+) -> tuple[dict[str, int], list[Finding]]:
     """The ids that have a row in `embeddings`, with the number of that row."""
-    rows = connection.execute(_IDS, (collection.metadata_segment,)).fetchall()
-    readable = {id_: row for row, id_ in rows if isinstance(id_, str) and isinstance(row, int)}
-    if not is_text("".join(readable)):
-        readable = {id_: row for id_, row in readable.items() if is_text(id_)}
-    if len(readable) == len(rows):
+    readable: dict[str, int] = {}
+    total = 0
+    rows = connection.execute(_IDS, (collection.metadata_segment,))
+    while batch := rows.fetchmany(_BATCH):
+        total += len(batch)
+        limits.keep(sum(ROW + memory_of(id_) for _, id_ in batch))
+        found = {id_: row for row, id_ in batch if isinstance(id_, str) and isinstance(row, int)}
+        if not all(map(is_text, found)):
+            found = {id_: row for id_, row in found.items() if is_text(id_)}
+        readable |= found
+    if len(readable) == total:
         return readable, []
-    unreadable = len(rows) - len(readable)
+    unreadable = total - len(readable)
     detail = f"{unreadable} rows of embeddings in {shown(collection.name)} have an id that is no text, or no number"
     return readable, [Finding("records.row_unreadable", DATABASE, detail)]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from shared.delta import DATABASE, printable
 from shared.inspection.hnsw import rows_not_finite
+from shared.inspection.limits import NO_LIMITS, Limits, memory_of, memory_of_operation
 from shared.inspection.metadata import ExpectedMetadata, parse_queued
 from shared.inspection.sysdb import Collection
 from shared.inspection.values import is_text, shown, some
@@ -35,6 +36,8 @@ _LONGEST_TIME, _MOST_TIMES = 40, 1000  # that are remembered
 # So little that it stays in the processor's cache, and that malloc neither gives it back nor has it faulted in anew.
 _BATCH_ROWS = 20
 _BATCH_BYTES = 128 * 1024
+_FORGOTTEN_BYTES = 100
+_METADATA = 5  # its place in a row of the queue
 
 
 class _Operation(NamedTuple):
@@ -58,10 +61,19 @@ class Replay:
         flushed_to: The last operation that is in its index.
         with_vector: Ids that have a vector in the index.
         rows: Ids that have a row in `embeddings`, with the number of that row.
+        limits: What it may cost.
     """
 
-    def __init__(self, collection: Collection, flushed_to: int, with_vector: set[str], rows: dict[str, int]) -> None:
+    def __init__(
+        self,
+        collection: Collection,
+        flushed_to: int,
+        with_vector: set[str],
+        rows: dict[str, int],
+        limits: Limits = NO_LIMITS,
+    ) -> None:
         self._collection = collection
+        self._limits = limits
         self._flushed_to = flushed_to
         self._rows = rows
         self._problems = _VectorProblems(collection)
@@ -86,7 +98,7 @@ class Replay:
         ((lowest, highest, count),) = connection.execute(_EXTENT)
         self._has_all = first == 0 and lowest == 1 and highest == count
         operations = connection.execute(_QUEUE, (self._collection.id, first))
-        while batch := operations.fetchmany(_BATCH_ROWS):
+        for batch in self._batches(operations):
             timed = self._times.readable(connection, [row[-1] for row in batch])
             if not (all(timed) and self._store_all(batch)):
                 for row, is_timed in zip(batch, timed, strict=True):
@@ -101,6 +113,24 @@ class Replay:
                 f"in row {self._rows[id_]} of embeddings"
             )
             self.findings.append(Finding("records.metadata_missing", DATABASE, detail))
+
+    def _batches(self, operations: sqlite3.Cursor) -> Iterator[list[tuple[Any, ...]]]:
+        """Operations a few at a time, so that what they take in memory is counted before more is read."""
+        batch: list[tuple[Any, ...]] = []
+        size = 0
+        for row in operations:
+            batch.append(row)
+            read = sum(map(memory_of, row))
+            size += read
+            self._limits.keep(read + memory_of_operation(row[_METADATA]))
+            if len(batch) == _BATCH_ROWS or size >= _BATCH_BYTES:
+                yield batch
+                batch = []
+                self._limits.drop(size)
+                size = 0
+        if batch:
+            yield batch
+            self._limits.drop(size)
 
     def contradictions(self) -> list[Finding]:
         """What breaks the master invariant."""
@@ -151,6 +181,7 @@ class Replay:
         self.with_vector.update(ids)
         self._named.update(ids)
         self.added += len(ids)
+        self._limits.earn(len(ids))
         self._problems.add_all(ids, seq_ids, vectors)
         for id_, metadata in zip(ids, metadatas, strict=True):
             self._expected.store(id_, metadata)
@@ -303,6 +334,9 @@ class _VectorProblems:
     def forget(self, id_: str, seq_id: int) -> None:
         """Takes note that an id was deleted, and with it what was wrong with its vector."""
         self._waiting.append((id_, seq_id, None))
+        self._bytes += _FORGOTTEN_BYTES
+        if self._bytes >= _BATCH_BYTES:
+            self._look()
 
     def findings(self) -> list[Finding]:
         """One finding for each kind of problem: how many rows, and the first of them."""

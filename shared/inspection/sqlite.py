@@ -18,6 +18,7 @@ from urllib.parse import quote
 
 from shared.delta import DATABASE, printable
 from shared.errors import CouldNotCheck
+from shared.inspection.limits import NO_LIMITS, Limits
 from shared.verdict import Finding
 
 HEADER_BYTES = 100
@@ -27,7 +28,7 @@ _LONGEST_SHOWN = 300
 _LONGEST_NUMBER = 30  # of a row, which a damaged schema lets be any text
 _NOT_DECODED = "Could not decode to UTF-8"  # Python's own words, with no code of SQLite's
 _UNSAFE = "unsafe use of"
-_LONGEST_VALUE = 256 * 1024 * 1024  # bytes of one text or blob; Chroma's longest is a document
+_LONGEST_VALUE = 16 * 1024 * 1024  # bytes of one row, text or blob; Chroma's longest is a document
 _CACHED_KIB = 512  # of pages: nearly all are looked at once, and memory that is used again is faster than new memory
 _PROGRESS_STEPS = 20_000  # virtual machine steps between two looks at the clock, some milliseconds
 
@@ -103,7 +104,9 @@ class NotUtf8(Exception):
 
 
 @contextmanager
-def opened(path: Path, seconds: float, *, lenient: bool = True) -> Iterator[sqlite3.Connection]:
+def opened(
+    path: Path, seconds: float, *, lenient: bool = True, limits: Limits = NO_LIMITS
+) -> Iterator[sqlite3.Connection]:
     """The database opened so that it can neither be written nor run anything of its schema.
 
     `immutable` keeps SQLite from looking for locks and journals, so a folder is left exactly as it was.
@@ -113,6 +116,7 @@ def opened(path: Path, seconds: float, *, lenient: bool = True) -> Iterator[sqli
         seconds: Time after which any statement is interrupted.
         lenient: Whether bytes that are not UTF-8 come in as lone surrogates. Otherwise `explained` raises `NotUtf8`,
             which is a third faster for all other text.
+        limits: What the look at it may cost: a statement is interrupted when its processor time is over, too.
 
     Raises:
         CouldNotCheck: SQLite could not open the file for a reason outside it.
@@ -123,7 +127,7 @@ def opened(path: Path, seconds: float, *, lenient: bool = True) -> Iterator[sqli
         raise CouldNotCheck("check.cannot_open", f"opening {path.name}: {error}") from error
     deadline = time.monotonic() + seconds
     with closing(connection):
-        connection.set_progress_handler(lambda: time.monotonic() > deadline, _PROGRESS_STEPS)
+        connection.set_progress_handler(lambda: time.monotonic() > deadline or limits.over, _PROGRESS_STEPS)
         if lenient:
             connection.text_factory = partial(str, encoding="utf-8", errors="surrogateescape")
         connection.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, _LONGEST_VALUE)

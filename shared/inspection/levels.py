@@ -1,0 +1,141 @@
+"""`link_lists.bin` of a flushed vector index: the links above level 0."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from shared.inspection.header import MAX_LEVEL, IndexHeader
+from shared.inspection.limits import Limits
+from shared.verdict import Finding
+
+_WINDOW = 256 * 1024  # words that are looked at together
+_LOOK = 1000  # elements between two looks at the time
+
+
+class Broken:
+    """Counts broken records and remembers the first."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.first = 0
+
+    def add(self, start: int, broken: NDArray[np.bool_]) -> None:
+        """Takes in which records of a block, which begins with record `start`, are broken."""
+        places = np.flatnonzero(broken)
+        if places.size and not self.count:
+            self.first = start + int(places[0])
+        self.count += places.size
+
+
+class _Occupied:
+    """The words that are not 0, found a window at a time: the numbers of all would take twice the file's size."""
+
+    def __init__(self, words: NDArray[np.uint32]) -> None:
+        self._words = words
+        self._found: NDArray[np.int64] = np.empty(0, np.int64)
+        self._cursor = self._end = 0
+
+    def first_from(self, at: int) -> int:
+        """Number of the first such word from `at` on, their count where there is none. `at` never goes back."""
+        while True:
+            self._cursor += int(np.searchsorted(self._found[self._cursor :], at))
+            if self._cursor < self._found.size:
+                return int(self._found[self._cursor])
+            start = max(at, self._end)
+            if start >= len(self._words):
+                return len(self._words)
+            self._end = min(start + _WINDOW, len(self._words))
+            self._found = start + np.flatnonzero(self._words[start : self._end])
+            self._cursor = 0
+
+
+def inspect_levels(segment: str, header: IndexHeader, content: NDArray[np.uint8], limits: Limits) -> list[Finding]:
+    """What is wrong with the links above level 0: for each element a u32 size, then that many bytes of levels.
+
+    A neighbour must itself reach the level it is linked on, else hnswlib reads past that neighbour's links.
+
+    Args:
+        segment: The segment's id.
+        header: Its sound header.
+        content: The file.
+        limits: What it may cost.
+
+    Raises:
+        CouldNotCheck: It takes more processor time than it may.
+    """
+    name = f"{segment}/link_lists.bin"
+    words = content[: len(content) // 4 * 4].view("<u4")
+    levels = np.zeros(header.count, dtype=np.int64)
+    starts = np.zeros(header.count, dtype=np.int64)
+    element = at = seen = 0
+    # Almost all sizes are 0 (one element in M has a second level), so the walk goes from one non-zero word to the next.
+    occupied = _Occupied(words)
+    while element < header.count:
+        position = occupied.first_from(at)
+        skipped = position - at
+        if skipped >= header.count - element or position == len(words):
+            at += min(header.count - element, skipped)
+            element += skipped
+            break
+        element += skipped
+        size = int(words[position])
+        count, rest = divmod(size, header.level_size)
+        if rest:
+            detail = f"{size} bytes of links at offset {4 * position}, expected a multiple of {header.level_size}"
+            return [Finding("hnsw.link_invalid", name, detail)]
+        if position + 1 + size // 4 > len(words):
+            left = len(content) - 4 * position - 4
+            detail = f"{size} bytes of links at offset {4 * position}, the file ends {left} later"
+            return [Finding("hnsw.link_invalid", name, detail)]
+        levels[element], starts[element] = count, position + 1
+        at = position + 1 + size // 4
+        element += 1
+        seen += 1
+        if seen % _LOOK == 0:
+            limits.check(f"reading {name}")
+    if element < header.count:  # what follows after the last was left there by an older index
+        detail = f"{len(content)} bytes; the links of {element} of {header.count} elements end at offset {4 * at}"
+        return [Finding("hnsw.size_mismatch", name, detail)]
+    return _links(name, header, words, levels, starts, limits)
+
+
+def _links(
+    name: str,
+    header: IndexHeader,
+    words: NDArray[np.uint32],
+    levels: NDArray[np.int64],
+    starts: NDArray[np.int64],
+    limits: Limits,
+) -> list[Finding]:
+    findings = []
+    highest = int(levels.max(initial=0))
+    if header.count and (highest != header.max_level or levels[min(header.entry_point, header.count - 1)] != highest):
+        entry = min(header.entry_point, header.count - 1)
+        detail = (
+            f"header: level {header.max_level} from element {header.entry_point}; links: highest level {highest}, "
+            f"that element reaches {int(levels[entry])}"
+        )
+        findings.append(Finding("hnsw.entry_point_invalid", name.replace("link_lists", "header"), detail))
+    width = header.level_size // 4
+    step = max(1, _WINDOW // width)
+    for level in range(1, min(highest, MAX_LEVEL) + 1):
+        rows = starts[levels >= level] + (level - 1) * width
+        broken = Broken()
+        for start in range(0, rows.size, step):
+            limits.check(f"reading {name}")
+            part = rows[start : start + step]
+            counts = words[part] & 0xFFFF
+            links = words[part[:, None] + 1 + np.arange(header.max_links)]
+            used = np.arange(header.max_links) < counts[:, None]
+            inside = links < header.count
+            # Only ids inside the index may be looked up; the others are wrong already.
+            lower = levels[np.where(inside, links, 0)] < level
+            broken.add(start, (counts > header.max_links) | (used & (~inside | lower)).any(axis=1))
+        if broken.count:
+            detail = (
+                f"{broken.count} elements on level {level}, the first at offset {4 * int(rows[broken.first])}: more "
+                f"than {header.max_links} links, or one to an element that is not on this level"
+            )
+            return [*findings, Finding("hnsw.link_invalid", name, detail)]
+    return findings
