@@ -1,4 +1,4 @@
-"""From a delta's place to its verdict: a look at it, a second one before `corrupt`, and Chroma's own word before an act.
+"""From a delta's place to its verdict: a look, a second one before `corrupt`, and Chroma's own word before an act.
 
 One wrong bit on its way from the store looks like a damaged delta. So what a look proves must be found by another one,
 too, that shares nothing with it: a listing of its own, and bytes that were fetched anew.

@@ -66,6 +66,11 @@ def cut_short(request: Any) -> AWSResponse:
     return AWSResponse(request.url, whole.status_code, whole.headers, _Raw(body[: len(body) // 2]))
 
 
+def answered(request: Any, body: bytes) -> AWSResponse:
+    """An answer without a fault, with this body."""
+    return AWSResponse(request.url, 200, {"Content-Type": "application/xml"}, _Raw(body))
+
+
 def flipped(request: Any, bit: int | None = None) -> AWSResponse:
     """The service's own answer, of whose body one bit is another one: by default one in its middle."""
     whole = URLLib3Session().send(request)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import pytest
 
 from local.damage import apply_damage
 from shared.delta import DATABASE, MANIFEST, DeltaLocation
+from shared.errors import StorageError
 from shared.judgement import judge_stored
 from shared.settings import Settings
 from shared.storage import Store
@@ -150,3 +152,19 @@ def test_a_healthy_delta_is_looked_at_once(location: DeltaLocation, settled: Set
     assert judge_stored(store, location, Depth.STRUCTURE, settled).verdict.status is Status.HEALTHY
     assert sum(LISTING in url for url in requests) == 1
     assert sum(DATABASE in url and "HEAD" not in url for url in requests) <= 2, "a HEAD and a GET"
+
+
+def test_an_answer_that_cannot_be_parsed_is_a_fault_of_the_store(
+    location: DeltaLocation, settled: Settings, fast_retries: None
+) -> None:
+    """Whichever bit of a listing turned: markup, a number, a time, a name."""
+    whole = []
+    faults.hooked(lambda request: whole.append(faults.flipped(request, 0)))[0].list_delta(location)
+    body = bytearray(whole[0].content)
+    body[0] ^= 1
+    for bit in random.Random(1).sample(range(8 * len(body)), 300):
+        wrong = bytearray(body)
+        wrong[bit // 8] ^= 1 << bit % 8
+        store, _ = faults.hooked(lambda request, wrong=bytes(wrong): faults.answered(request, wrong))
+        with suppress(StorageError):
+            store.list_delta(location)
