@@ -181,7 +181,14 @@ def _serverless(port: int, settle_seconds: int) -> Iterator[subprocess.Popen[str
     """Serverless offline in a session of its own: Ctrl-C reaches only this process, which ends it and waits for it."""
     command = [
         *(str(_PROGRAM), "offline", "start", "--stage", "local", "--host", "127.0.0.1", "--lambdaPort", str(port)),
-        *("--param", f"settleSeconds={settle_seconds}", "--param", f"resubmitQueue={_BATCHES}"),
+        *(
+            "--param",
+            f"settleSeconds={settle_seconds}",
+            "--param",
+            f"arrivalSeconds={settle_seconds}",
+            "--param",
+            f"resubmitQueue={_BATCHES}",
+        ),
     ]
     process = subprocess.Popen(  # noqa: S603 - our own
         command,

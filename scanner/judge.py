@@ -76,7 +76,7 @@ class Judge:
 
     def confirmed(self, location: DeltaLocation) -> Judgement:
         """Judges a delta in S3 as whoever acts on the verdict has to: by its bytes, whatever a tag says."""
-        return judge_stored(self.store, location, self.depth, self.settings)
+        return judge_stored(self.store, location, self.depth, self.settings, confirm=True)
 
     def _judge(self, location: DeltaLocation, listing: Listing | None) -> Judgement:
         trust = self._trust_tags and self._keeps_tags(location)

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import boto3
 from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
+from botocore.parsers import ResponseParserError
 from botocore.session import get_session
 from botocore.utils import parse_timestamp
 
@@ -140,7 +141,7 @@ def translated(doing: str, what: str, action: Callable[[], Any]) -> Any:
         raise _storage_error(doing, what, error) from error
     except CouldNotCheck:
         raise
-    except (BotoCoreError, OSError) as error:
+    except (BotoCoreError, OSError, ResponseParserError, ValueError) as error:  # the last two: an answer that is none
         raise StorageError("check.storage", f"{doing} {what}: {error}", type(error).__name__) from error
 
 

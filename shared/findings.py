@@ -112,6 +112,8 @@ CATALOGUE: dict[str, FindingKind] = {
     # what speaks against acting on a verdict
     "verdict.deltas_below": FindingKind(_D, "Other deltas lie below this one's prefix, so it is never moved."),
     "verdict.disagreement": FindingKind(_D, "The bytes and Chroma contradict each other: a person must look."),
+    "verdict.unconfirmed": FindingKind(_D, "The bytes say corrupt, and Chroma could not be asked: nothing is moved."),
+    "verdict.confirmed": FindingKind(_N, "Chroma, asked as a second witness, fails or gives back less as well."),
     "check.in_use": FindingKind(_D, "A client has the directory open or writes to it: close it and check again."),
     # found in quarantine
     "quarantine.held": FindingKind(_P, "The delta was found corrupt earlier and lies in quarantine."),
@@ -122,6 +124,7 @@ CATALOGUE: dict[str, FindingKind] = {
     "check.access_denied": FindingKind(_U, "The object store refused access."),
     "check.throttled": FindingKind(_U, "The object store asked to slow down."),
     "check.changed": FindingKind(_U, "The delta changed while it was being checked."),
+    "check.reads_differ": FindingKind(_U, "Two reads of the same objects gave different bytes."),
     "check.gone": FindingKind(_U, "The delta disappeared while it was being checked."),
     "check.local_io": FindingKind(_U, "A local file could not be read or written."),
     "check.disk_full": FindingKind(_U, "The scratch disk is full."),

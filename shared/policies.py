@@ -68,6 +68,17 @@ class Scope:
             for bucket, prefixes in wanted.items()
         ]
 
+    def arriving(self) -> list[Policy]:
+        """The right to see which files of the deltas are being uploaded in parts.
+
+        No condition on a prefix can be set for that listing
+        (https://docs.aws.amazon.com/service-authorization/latest/reference/list_amazons3.html).
+        """
+        return [
+            _allow("FindUploads", ["s3:ListBucketMultipartUploads"], [self._arn(self.bucket)]),
+            _allow("FindParts", ["s3:ListMultipartUploadParts"], self.deltas()),
+        ]
+
     def _arn(self, bucket: str, key: str | None = None) -> str:
         return f"arn:{self.partition}:s3:::{bucket}" + ("" if key is None else f"/{key}")
 
@@ -153,7 +164,8 @@ def scanner(scope: Scope, *, quarantine: bool = False) -> Policy:
     """The role of the scanner: it reads deltas, and with `quarantine` moves the corrupt."""
     if quarantine:
         return _policy(_quarantining(scope))
-    return _policy([*scope.listing(held=False), _allow("ReadDeltas", ["s3:GetObject"], scope.deltas())])
+    reading = _allow("ReadDeltas", ["s3:GetObject"], scope.deltas())
+    return _policy([*scope.listing(held=False), *scope.arriving(), reading])
 
 
 def compaction(
@@ -176,6 +188,7 @@ def compaction(
     return _policy(
         [
             *_with(scope, *merged.prefixes, snapshot_prefix).listing(),
+            *merged.arriving(),
             _allow("ReadDeltas", ["s3:GetObject"], merged.deltas()),
             _allow("ReadVerdicts", ["s3:GetObjectTagging"], merged.deltas(f"/{DATABASE}")),
             _allow("ReadRecords", ["s3:GetObject"], scope.held(f"*/{_RECORD}")),
@@ -241,6 +254,7 @@ def _quarantining(scope: Scope) -> list[Policy]:
     """Reading deltas and moving the corrupt. A copy takes the tags of its object with it."""
     return [
         *scope.listing(),
+        *scope.arriving(),
         _allow("MoveDeltas", ["s3:GetObject", "s3:GetObjectTagging", "s3:DeleteObject"], scope.deltas()),
         _allow("FillQuarantine", ["s3:GetObject", "s3:PutObject", "s3:PutObjectTagging"], scope.held()),
         _allow("TryConditionalDelete", ["s3:DeleteObject"], scope.held(_TRIAL)),

@@ -142,3 +142,18 @@ def read_head(store: Store, location: DeltaLocation, file: DeltaFile, length: in
         detail = f"reading {location.uri}{file.name}: {len(data)} of {expected} bytes came"
         raise StorageError("check.storage", detail, "IncompleteBody")
     return data
+
+
+def read_whole(store: Store, location: DeltaLocation, file: DeltaFile) -> bytes:
+    """All bytes of a listed file, compared with the checksum of the object where the store keeps one.
+
+    Raises:
+        StorageError: The request failed, other bytes came, or the object is another one by now.
+    """
+    if not file.size:
+        return b""
+    data = store.read_whole(location.bucket, location.key(file.name), file.size, file.etag)
+    if len(data) != file.size:
+        detail = f"reading {location.uri}{file.name}: {len(data)} of {file.size} bytes came"
+        raise StorageError("check.storage", detail, "IncompleteBody")
+    return data

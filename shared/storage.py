@@ -86,6 +86,21 @@ class Store(Enumeration):
         with body:
             return cast(bytes, translated("reading", what, lambda: body.read(length)))
 
+    def read_whole(self, bucket: str, key: str, size: int, etag: str) -> bytes:
+        """A small object, at most one byte more than `size`. Where the store keeps its checksum, botocore compares it.
+
+        Raises:
+            ObjectGone: It is not there.
+            ObjectChanged: Its ETag is not `etag`.
+            StorageError: The request failed, or other bytes came than are stored.
+        """
+        what = f"s3://{bucket}/{key}"
+        body = self._body("reading", what, {"Bucket": bucket, "Key": key, "IfMatch": etag, "ChecksumMode": "ENABLED"})
+        with body:
+            data = cast(bytes, translated("reading", what, lambda: body.read(size + 1)))
+            # The comparison is made at the end of the body.
+            return data + cast(bytes, translated("reading", what, lambda: body.read(1)))
+
     def checksum(self, bucket: str, key: str, etag: str, deadline: Deadline = UNLIMITED) -> str:
         """CRC-64/NVME of an object (base64), computed from its bytes, for a store that keeps none.
 

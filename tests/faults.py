@@ -66,14 +66,26 @@ def cut_short(request: Any) -> AWSResponse:
     return AWSResponse(request.url, whole.status_code, whole.headers, _Raw(body[: len(body) // 2]))
 
 
+def answered(request: Any, body: bytes) -> AWSResponse:
+    """An answer without a fault, with this body."""
+    return AWSResponse(request.url, 200, {"Content-Type": "application/xml"}, _Raw(body))
+
+
+def flipped(request: Any, bit: int | None = None) -> AWSResponse:
+    """The service's own answer, of whose body one bit is another one: by default one in its middle."""
+    whole = URLLib3Session().send(request)
+    body = bytearray(whole.content)
+    at = len(body) // 2 * 8 if bit is None else bit % max(8 * len(body), 1)
+    if body:
+        body[at // 8] ^= 1 << at % 8
+    return AWSResponse(request.url, whole.status_code, whole.headers, _Raw(bytes(body)))
+
+
 def changed_on_the_way(request: Any) -> AWSResponse | None:
     """The service's own answer to a read of a whole object, one bit of whose body is another one."""
     if request.method != "GET" or "?" in request.url or "Range" in request.headers:
         return None
-    whole = URLLib3Session().send(request)
-    body = bytearray(whole.content)
-    body[len(body) // 2] ^= 1
-    return AWSResponse(request.url, whole.status_code, whole.headers, _Raw(bytes(body)))
+    return flipped(request)
 
 
 def answering(code: str, status: int, when: Callable[[Any], bool] = lambda _: True) -> Store:

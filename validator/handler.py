@@ -143,6 +143,7 @@ def _settle(
                 trust_tags=True,
                 step=traced,
                 deadline=deadline,
+                confirm=True,
             )
             annotate("status", judgement.verdict.status.value)
             if late and deadline.passed and {found.code for found in judgement.verdict.findings} == {"check.timeout"}:

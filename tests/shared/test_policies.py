@@ -18,7 +18,7 @@ from scanner.gate import ChunkRejected, precheck
 from scanner.targets import StoredRoot, deltas_below
 from shared import policies
 from shared.client import s3_client
-from shared.delta import DATABASE, DeltaLocation
+from shared.delta import DATABASE, MANIFEST, DeltaLocation
 from shared.holding import held_below, missing_copies, purge, restore
 from shared.judgement import judge_stored
 from shared.policies import Policy, Scope
@@ -119,6 +119,8 @@ class Recorder:
             return [delete, read] if "IfMatch" in params else [delete]
         return {
             "ListObjectsV2": [("s3:ListBucket", bucket)],
+            "ListMultipartUploads": [("s3:ListBucketMultipartUploads", bucket)],
+            "ListParts": [("s3:ListMultipartUploadParts", key)],
             "ListObjectVersions": [("s3:ListBucketVersions", bucket)],
             "HeadObject": [read],
             "GetObject": [read],
@@ -169,13 +171,21 @@ def corrupt(put_delta: PutDelta, tmp_path: Path, name: str) -> DeltaLocation:
     return put_delta(folder, f"words/delta/{name}")
 
 
+def lacking(recorder: Recorder) -> tuple[DeltaLocation, Store]:
+    """A delta whose database is being uploaded in parts, and a store that finds it much later."""
+    location = DeltaLocation("deltas", "words/delta/lacking/")
+    client = boto3.client("s3")
+    client.put_object(Bucket=location.bucket, Key=location.key(MANIFEST), Body=b"{}")
+    client.create_multipart_upload(Bucket=location.bucket, Key=location.key(DATABASE))
+    return location, recorder.watch(faults.later(10 * Settings().arrival_seconds))
+
+
 def test_the_validator(
     recorder: Recorder, put_delta: PutDelta, healthy_delta: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from validator.handler import handler
 
     monkeypatch.setenv("DELTAGUARD_SETTLE_SECONDS", "0")
-
     monkeypatch.setenv("DELTAGUARD_ARRIVAL_SECONDS", "0")
     monkeypatch.setenv("DELTAGUARD_DEPTH", "structure")
     monkeypatch.setattr("validator.handler.current_store", recorder.store)
@@ -183,6 +193,8 @@ def test_the_validator(
     for location in locations:
         s3 = {"bucket": {"name": location.bucket}, "object": {"key": location.key(DATABASE)}}
         handler({"Records": [{"eventName": "ObjectCreated:Put", "s3": s3}]}, None)
+    location, later = lacking(recorder)
+    judge_stored(later, location, Depth.STRUCTURE, Settings())
     assert_exact(policies.validator(SCOPE), recorder)
 
 
@@ -195,12 +207,16 @@ def test_the_scanner_that_only_reads(
     store = recorder.store()
     for found in deltas_below(store, StoredRoot("deltas", "words/"), SETTLED):
         judge_stored(store, found.location, Depth.STRUCTURE, SETTLED)
+    location, later = lacking(recorder)
+    judge_stored(later, location, Depth.STRUCTURE, Settings())
     assert_exact(policies.scanner(SCOPE), recorder)
 
 
 def test_the_scanner_that_quarantines(recorder: Recorder, put_delta: PutDelta, tmp_path: Path) -> None:
     store, location = recorder.store(), corrupt(put_delta, tmp_path, "broken")
     quarantine(store, location, judge_stored(store, location, Depth.STRUCTURE, SETTLED), SETTLED)
+    location, later = lacking(recorder)
+    judge_stored(later, location, Depth.STRUCTURE, Settings())
     assert_exact(policies.scanner(SCOPE, quarantine=True), recorder)
 
 
@@ -230,6 +246,9 @@ def test_compaction(
     merged = process("b", 1, sound, {}, store=recorder.store(), settings=SETTLED)
     for _ in range(2):
         final_merge("b", [merged["intermediate_key"]], store=recorder.store(), settings=SETTLED)
+    lacked, later = lacking(recorder)
+    with pytest.raises(ChunkRejected, match="not there"):
+        precheck("deltas", [lacked.prefix], store=later, settings=Settings())
     upload_and_fail(recorder, healthy_delta, "intermediate/b/chunk-2")
     upload_in_parts_and_fail(recorder, tmp_path, "intermediate/b/chunk-3/chroma.sqlite3", monkeypatch)
     assert_exact(policies.compaction(SCOPE), recorder)
