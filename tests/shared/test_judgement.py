@@ -452,7 +452,7 @@ class TestDeltasBelow:
         put_delta(healthy_delta, "words/delta/1")
         judgement = judge_stored(store, self.PARENT, Depth.STRUCTURE, settled)
         assert (judgement.verdict.status, judgement.gone) == (Status.UNDETERMINED, True)
-        assert "1 deltas lie below it, such as 1/: scan finds" in judgement.verdict.reason
+        assert "1 delta lies below it, such as 1/: scan finds" in judgement.verdict.reason
 
 
 def test_a_file_of_a_manifest_that_may_be_one_of_too_many_others_is_not_called_lost(
