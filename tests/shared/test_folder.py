@@ -33,7 +33,7 @@ STRANGE: dict[str, Callable[[Path], object]] = {
     "a link to nowhere": lambda path: path.symlink_to("nowhere"),
     "a link to a folder": lambda path: path.symlink_to("/"),
     "a link to itself": lambda path: path.symlink_to(path.name),
-    "a FIFO, which blocks whoever opens it": lambda path: os.mkfifo(path),
+    "a FIFO, which blocks whoever opens it": os.mkfifo,
     "a folder with many files": _tree,
 }
 

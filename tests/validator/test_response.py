@@ -125,7 +125,7 @@ class TestDoubt:
     EVENT = in_queue(s3_event("deltas", f"words/delta/{DATABASE}"))
 
     @pytest.fixture(autouse=True)
-    def stray(self, stack: LocalStack, healthy: dict[str, bytes]) -> None:
+    def stray(self, healthy: dict[str, bytes]) -> None:
         put("deltas", KEY, healthy)
         put("deltas", "words/delta", {DATABASE: b"SQLite format 3, almost"})
 
