@@ -66,7 +66,7 @@ class StoredObject:
 
 @dataclass(frozen=True)
 class Listing:
-    """What lies under the prefix of one delta: its own files, and something of the rest, which belongs to somebody else.
+    """What lies under the prefix of one delta: its own files, and a part of the rest, which belongs to somebody else.
 
     Args:
         files: The files that the delta owns (see `is_own_file`), sorted by name.
@@ -260,8 +260,8 @@ def is_own_file(name: str) -> bool:
 def may_own(name: str) -> bool:
     """Whether a delta may own the file `name` below its prefix when its manifest lists it.
 
-    Besides Chroma's files these lie directly below the prefix: what lies deeper may be another delta's. So may a file of
-    an index that lies directly below it: then the prefix is an index folder of the delta above.
+    Besides Chroma's files these lie directly below the prefix: what lies deeper may be another delta's. A file of an
+    index that lies directly below it may be, too: then the prefix is an index folder of the delta above.
     """
     if "/" in name:
         return is_own_file(name)

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any
 
-from shared.delta import DATABASE, MANIFEST, DeltaLocation, StoredObject, printable
+from shared.delta import DATABASE, MANIFEST, DeltaLocation, StoredObject, may_own, printable
 from shared.errors import ObjectChanged, ObjectGone, StorageError, TargetError
 from shared.judgement import judge_stored
 from shared.quarantine import (
@@ -267,12 +267,18 @@ def purge(store: Store, held: Held) -> None:
         detail = f"{place.uri}: restored or quarantined again in this moment; nothing was purged"
         raise StorageError("check.changed", detail, "HistoryChanged")
     record = place.key(RECORD)
+    names = {held_name(file.name) for file in held.record.files}
+
+    def belongs(key: str) -> bool:  # another delta that is named as a fingerprint is may be held below
+        name = key.removeprefix(place.prefix)
+        return name in names or may_own(name)
+
     if store.head(place.bucket, record).version is None:
-        objects = [file for _, file in store.walk(place.bucket, place.prefix)]
+        objects = [file for key, file in store.walk(place.bucket, place.prefix) if belongs(key)]
         for file in sorted(objects, key=lambda file: (file.name != record, file.modified), reverse=True):
             store.delete(place.bucket, file.name, file.etag)
     else:
-        versions = list(store.walk_versions(place.bucket, place.prefix))
+        versions = [found for found in store.walk_versions(place.bucket, place.prefix) if belongs(found.key)]
         for version in sorted(versions, key=lambda version: (version.key != record, version.modified), reverse=True):
             store.delete_version(place.bucket, version)
 

@@ -262,7 +262,8 @@ def _deltas_below(listing: Listing) -> list[Finding]:
     else:
         some = ", ".join(printable(prefix, 80) for prefix in listing.below[:_BELOW_SHOWN])
         at_least = "at least " * (listing.unseen or number == MAX_BELOW)
-        detail = f"{at_least}{number} deltas lie below it, such as {some}: scan finds and judges each of them"
+        lie = "1 delta lies" if number == 1 else f"{number} deltas lie"
+        detail = f"{at_least}{lie} below it, such as {some}: scan finds and judges what lies below"
     return [Finding("verdict.deltas_below", "", detail)]
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote_plus
@@ -24,16 +24,16 @@ def files_of(folder: Path) -> dict[str, bytes]:
     return {name: path.read_bytes() for name, path in found.items() if is_chroma_file(name)}
 
 
-def manifest_of(folder: Path, batch_id: str | None = None) -> bytes:
-    """The manifest that the producer of this delta writes."""
+def manifest_of(folder: Path, batch_id: str | None = None, more: Iterable[str] = ()) -> bytes:
+    """The manifest that the producer of this delta writes, with these files of its own besides Chroma's."""
     collections = judge_folder(folder, Depth.STRUCTURE, Settings()).verdict.collections
     return Manifest(
         batch_id=batch_id,
         chromadb="1.5.9",
         collections=tuple(ManifestCollection(name=c.name, dimension=c.dimension, count=c.count) for c in collections),
         files=tuple(
-            ManifestFile(name=name, size=len(data), crc64nvme=checksum_of(folder / name))
-            for name, data in files_of(folder).items()
+            ManifestFile(name=name, size=(folder / name).stat().st_size, crc64nvme=checksum_of(folder / name))
+            for name in (*files_of(folder), *more)
         ),
     ).as_bytes()
 

@@ -16,7 +16,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from scanner.discovery import _deltas, find_folders, find_stored
-from shared.delta import DeltaFile, DeltaLocation
+from shared.delta import MAX_BELOW, MAX_OTHERS, DeltaFile, DeltaLocation
 from shared.errors import CouldNotCheck, ObjectGone
 from shared.storage import Store
 
@@ -112,7 +112,13 @@ def test_prefixes_found_are_exactly_those_planted(
 ) -> None:
     root = f"case-{next(_case)}/"
     put(store, bucket, *(root + key for key in keys_of(layout, noise)))
-    assert sorted(prefixes(store, bucket, root)) == sorted(f"{root}{place}/" for place in layout)
+    found = {delta.location.prefix: delta.listing for delta in find_stored(store, bucket, root)}
+    assert found.keys() == {f"{root}{place}/" for place in layout}
+    for prefix, listing in found.items():
+        assert listing == store.list_delta(DeltaLocation(bucket, prefix))
+        assert listing is not None
+        below = {place.removeprefix(prefix) for place in found if place.startswith(prefix) and place != prefix}
+        assert set(listing.below) == below
 
 
 def test_a_delta_inside_a_delta_is_another_one_and_interrupts_no_other(store: Store, bucket: str) -> None:
@@ -157,12 +163,45 @@ def test_a_million_keys_need_no_more_memory_than_a_few() -> None:
         found, files = found + 1, files + len(delta.listing.files)
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
-    assert (found, files) == (200_000, 1_000_000)
+    assert (found, files) == (200_000, 200_000)
     assert peak < 4_000_000
 
 
-def test_a_delta_found_late_among_too_many_objects_has_no_listing() -> None:
-    keys = [f"a/{number:04}.txt" for number in range(300)] + ["a/chroma.sqlite3"]
+@pytest.mark.parametrize(
+    "stray", ["words/chroma.sqlite3", "words/delta.manifest.json", "words/delta/chroma.sqlite3-journal"]
+)
+def test_a_stray_file_above_a_hundred_thousand_keys_needs_no_more_memory(stray: str) -> None:
+    pages = _Pages(100_000)
+
+    class WithStray:
+        def walk(self, bucket: str, prefix: str, after: str = "") -> Iterator[tuple[str, DeltaFile]]:
+            yield from Store(cast(Any, pages)).walk(bucket, prefix, after)
+            yield stray, DeltaFile(stray, 1, "e", datetime.now(UTC))
+
+    tracemalloc.start()
+    last = None
+    for last in find_stored(WithStray(), "bucket", ""):  # noqa: B007 - the last one is asked for
+        pass
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert last is not None and last.listing is not None
+    assert last.location.prefix == stray[: stray.rfind("/") + 1]
+    assert [file.name for file in last.listing.files] == [stray.rpartition("/")[2]]
+    assert (last.listing.more + len(last.listing.others), len(last.listing.below)) == (100_000, MAX_BELOW)
+    assert peak < 4_000_000
+
+
+def test_a_delta_found_late_among_many_objects_has_all_its_own() -> None:
+    keys = [f"a/{number:05}.txt" for number in range(MAX_OTHERS + 1)] + ["a/chroma.sqlite3"]
+    ((folder, _),) = _deltas(((key, DeltaFile(key, 1, "e", datetime.now(UTC))) for key in keys), "")
+    listing = folder.listing()
+    assert listing is not None and [file.name for file in listing.files] == ["chroma.sqlite3"]
+    assert (len(listing.others), listing.more, listing.crowded) == (MAX_OTHERS, 1, True)
+
+
+def test_a_delta_with_too_many_files_of_its_own_has_no_listing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("shared.delta.MAX_FILES", 3)
+    keys = [f"a/{number:08}-1111-4222-8333-444455556666/header.bin" for number in range(4)]
     ((folder, _),) = _deltas(((key, DeltaFile(key, 1, "e", datetime.now(UTC))) for key in keys), "")
     assert (folder.prefix, folder.listing()) == ("a/", None)
 

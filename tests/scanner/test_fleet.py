@@ -221,6 +221,13 @@ def test_what_there_was_no_time_for_is_undetermined(
 
 
 def test_a_delta_comes_out_of_a_batch_as_it_went_in(three_deltas: str, store: Store) -> None:
+    for stray in (DATABASE, "notes.txt", "deeper/notes.txt"):
+        store.put("deltas", f"words/{stray}", b"x")
+    (above,) = [delta for delta in find_stored(store, "deltas", "words/") if delta.location.prefix == "words/"]
+    back = of_line(as_line(above)).listing
+    assert back == above.listing == store.list_delta(above.location)
+    assert back is not None and len(back.below) == 3
+    store.delete("deltas", f"words/{DATABASE}", above.listing.files[0].etag)
     for delta in find_stored(store, "deltas", "words/"):
         back = of_line(as_line(delta))
         assert (back.location, back.listing) == (delta.location, delta.listing)

@@ -201,7 +201,7 @@ def test_a_delta_overwritten_below_its_old_manifest_is_awaited(
     an_hour_ago = datetime.now(UTC) - timedelta(hours=1)
     files = store.list_delta(uploaded).files
     aged = Listing.of(replace(file, modified=an_hour_ago) if file.name == MANIFEST else file for file in files)
-    monkeypatch.setattr(store, "list_delta", lambda _: aged)
+    monkeypatch.setattr(store, "list_delta", lambda *_, **__: aged)
     verdict = judge_stored(store, uploaded, Depth.LISTING, Settings(), await_arrival=True).verdict
     assert (verdict.status, codes(verdict)) == (Status.INCOMPLETE, ["arrival.settling"])
 
@@ -424,3 +424,44 @@ class TestDeltasBelow:
         put_delta(healthy_delta, "words/delta/1")
         verdict = judge_stored(store, self.PARENT, Depth.STRUCTURE, settled).verdict
         assert (verdict.status, verdict.fingerprint, verdict.size) == (Status.HEALTHY, alone.fingerprint, alone.size)
+
+    def test_what_is_held_in_quarantine_below_it_is_no_delta_of_its_own(
+        self, store: Store, healthy_delta: Path, put_delta: PutDelta
+    ) -> None:
+        settings = Settings(quarantine_prefix="words/delta/held", settle_seconds=0, arrival_seconds=0)
+        put_delta(healthy_delta, f"words/delta/held/words/delta/1/{'0' * 64}")
+        store.put("deltas", self.PARENT.key(DATABASE), b"SQLite format 3, almost")
+        assert judge_stored(store, self.PARENT, Depth.STRUCTURE, settings).verdict.status is Status.CORRUPT
+        put_delta(healthy_delta, "words/delta/1")
+        assert judge_stored(store, self.PARENT, Depth.STRUCTURE, settings).verdict.status is Status.UNDETERMINED
+
+    def test_where_not_all_that_lies_below_was_looked_at_it_is_in_doubt_as_well(
+        self, store: Store, bucket: str, settled: Settings, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("shared.enumeration.MAX_FILES", 3)
+        for number in range(4):
+            store.put(bucket, self.PARENT.key(f"a/{number}"), b"")
+        store.put(bucket, self.PARENT.key(DATABASE), b"SQLite format 3, almost")
+        judgement = judge_stored(store, self.PARENT, Depth.STRUCTURE, settled)
+        assert "verdict.deltas_below" in codes(judgement.verdict)
+        assert (judgement.verdict.status, judgement.gone) == (Status.UNDETERMINED, False)
+
+    def test_a_place_with_nothing_but_deltas_below_is_empty_itself_and_says_where_they_are(
+        self, store: Store, healthy_delta: Path, put_delta: PutDelta, settled: Settings
+    ) -> None:
+        put_delta(healthy_delta, "words/delta/1")
+        judgement = judge_stored(store, self.PARENT, Depth.STRUCTURE, settled)
+        assert (judgement.verdict.status, judgement.gone) == (Status.UNDETERMINED, True)
+        assert "1 delta lies below it, such as 1/: scan finds" in judgement.verdict.reason
+
+
+def test_a_file_of_a_manifest_that_may_be_one_of_too_many_others_is_not_called_lost(
+    store: Store, uploaded: DeltaLocation, settled: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("shared.delta.MAX_OTHERS", 1)
+    entry = b'"files": [{"name": "z.txt", "size": 1, "crc64nvme": "AAAAAAAAAAA="},'
+    overwrite(uploaded, MANIFEST, lambda data: data.replace(b'"files": [', entry))
+    assert "manifest.file_missing" in codes(judge_stored(store, uploaded, Depth.LISTING, settled).verdict)
+    for name in ("a.txt", "z.txt"):
+        store.put(uploaded.bucket, uploaded.key(name), b"x")
+    assert codes(judge_stored(store, uploaded, Depth.LISTING, settled).verdict) == ["check.size_cap"]

@@ -91,14 +91,59 @@ def test_a_listing_has_names_below_the_prefix_and_no_folder_marker(store: Store,
     assert [file.name for file in store.list_delta(DeltaLocation(bucket, "d/1/")).others] == ["a b+c"]
 
 
-def test_an_endless_listing_is_not_read_to_its_end(store: Store, bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("shared.enumeration.MAX_FILES", 2)
-    assert MAX_FILES > 10_000
-    for number in range(4):
-        boto3.client("s3").put_object(Bucket=bucket, Key=f"d/{number}", Body=b"")
-    with pytest.raises(StorageError) as raised:
-        store.list_delta(DeltaLocation(bucket, "d/"))
-    assert raised.value.code == "check.size_cap"
+SEGMENT = "0a1b2c3d-0000-4000-8000-0123456789ab"
+OWN = (DATABASE, f"{SEGMENT}/header.bin", f"{SEGMENT}/length.bin", "delta.manifest.json")
+
+
+class TestManyObjectsBelow:
+    """However many objects lie deeper, the files of a delta itself are all found, by few requests."""
+
+    PLACE = DeltaLocation("deltas", "d/")
+
+    @pytest.fixture(autouse=True)
+    def few(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        assert MAX_FILES > 10_000
+        monkeypatch.setattr("shared.enumeration.MAX_FILES", 5)
+
+    @pytest.mark.parametrize(
+        ("name", "below"),
+        [("0/{}/chroma.sqlite3", ("0/0/", "0/1/", "0/2/", "0/3/", "0/4/")), ("0/{}/x", ()), ("/{}", ())],
+    )
+    def test_its_own_files_are_listed_level_by_level(
+        self, store: Store, put: Any, name: str, below: tuple[str, ...]
+    ) -> None:
+        for key in (*OWN, "notes.txt"):
+            put(self.PLACE.key(key))
+        alone = store.list_delta(self.PLACE)
+        for number in range(9):
+            put(self.PLACE.key(name.format(number)), b"")
+        listing = store.list_delta(self.PLACE)
+        assert listing.files == alone.files
+        assert (listing.fingerprint, listing.others) == (alone.fingerprint, alone.others)
+        assert (listing.below, listing.unseen, alone.unseen) == (below, True, False)
+
+    def test_own_files_beyond_the_limit_are_too_many(
+        self, store: Store, put: Any, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("shared.delta.MAX_FILES", 5)
+        for number in range(6):
+            put(self.PLACE.key(f"0a1b2c3d-0000-4000-8000-00000000000{number}/header.bin"))
+        with pytest.raises(StorageError, match="too many objects") as raised:
+            store.list_delta(self.PLACE)
+        assert raised.value.code == "check.size_cap"
+
+    @pytest.mark.parametrize(("limit", "name"), [("_MOST_ENTRIES", "{}.txt"), ("_MOST_INDEXES", SEGMENT[:-1] + "{}/x")])
+    @pytest.mark.parametrize(("more", "code"), [("x", "check.size_cap"), (DATABASE, "verdict.deltas_below")])
+    def test_where_too_much_lies_on_its_own_level_it_is_not_told_apart(
+        self, store: Store, put: Any, monkeypatch: pytest.MonkeyPatch, limit: str, name: str, more: str, code: str
+    ) -> None:
+        monkeypatch.setattr(enumeration, limit, 4)
+        put(self.PLACE.key(f"!/{more}"))
+        for number in range(9):
+            put(self.PLACE.key(name.format(number)))
+        with pytest.raises(StorageError) as raised:
+            store.list_delta(self.PLACE)
+        assert raised.value.code == code
 
 
 def test_an_upload_keeps_the_checksum_of_the_whole_object(store: Store, bucket: str, tmp_path: Path) -> None:

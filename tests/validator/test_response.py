@@ -16,11 +16,13 @@ from local.stack import NOTICES, RESUBMIT, InvocationContext, LocalStack
 from shared.delta import DATABASE, MANIFEST
 from shared.notices import DeltaCorrupt, DeltaQuarantined, DeltaUndetermined, DeltaValidated, ResubmitRequest
 from shared.storage import Store
+from shared.verdict import Depth, Finding, Verdict
 from tests import faults
 from tests.conftest import CopyOf
 from tests.uploads import files_of, in_queue, manifest_of, put, s3_event, stored
 from tests.validator.conftest import Through
 from validator.handler import handler
+from validator.response import _stays_in_doubt
 
 KEY = "words/delta/one"
 NOTHING_FAILED: dict[str, Any] = {"batchItemFailures": []}
@@ -115,6 +117,51 @@ def test_a_delta_that_could_not_be_checked_is_told_of_each_time_with_one_id(
     one, two = (DeltaUndetermined.model_validate(event["detail"]) for event in stack.taken(NOTICES))
     assert one.id == two.id
     assert [finding.code for finding in one.findings] == ["check.access_denied"]
+
+
+class TestDoubt:
+    """What a person must look at is settled once one was told: the same bytes would only say the same again."""
+
+    EVENT = in_queue(s3_event("deltas", f"words/delta/{DATABASE}"))
+
+    @pytest.fixture(autouse=True)
+    def stray(self, healthy: dict[str, bytes]) -> None:
+        put("deltas", KEY, healthy)
+        put("deltas", "words/delta", {DATABASE: b"SQLite format 3, almost"})
+
+    def test_a_stray_file_above_deltas_is_told_of_and_nothing_moves(
+        self, stack: LocalStack, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        before = stored("deltas")
+        assert run(self.EVENT) == NOTHING_FAILED
+        assert stored("deltas") == before
+        (event,) = stack.taken(NOTICES)
+        told = DeltaUndetermined.model_validate(event["detail"])
+        assert told.delta == "s3://deltas/words/delta/"
+        assert "verdict.deltas_below" in {finding.code for finding in told.findings}
+        out = capsys.readouterr().out
+        assert "a person must look at it" in out and "DeltasUndetermined" in out
+
+    def test_it_is_not_settled_before_somebody_was_told(self, stack: LocalStack, through: Through) -> None:
+        refused = faults.refusal("AccessDenied", 403)
+        through(lambda request: refused(request) if _is_service(request, "AWSEvents") else None)
+        assert run(self.EVENT)["batchItemFailures"] == [{"itemIdentifier": "message-1"}]
+        through(lambda _: None)
+        assert run(self.EVENT) == NOTHING_FAILED
+        assert len(stack.taken(NOTICES)) == 1
+
+    def test_it_is_not_settled_while_the_environment_has_a_part_in_it(self) -> None:
+        doubt, fault = (Finding(code, "", "seen") for code in ("verdict.disagreement", "check.throttled"))
+        both, one, other = (
+            _stays_in_doubt(Verdict("s3://deltas/d/", Depth.OPEN, findings))
+            for findings in ((doubt, fault), (doubt,), (fault,))
+        )
+        assert (both, one, other) == (False, True, False)
+
+    def test_a_late_event_of_a_stray_file_that_is_gone_is_dealt_with(self, stack: LocalStack) -> None:
+        boto3.client("s3").delete_object(Bucket="deltas", Key=f"words/delta/{DATABASE}")
+        assert run(self.EVENT) == NOTHING_FAILED
+        assert stack.taken(NOTICES) == []
 
 
 def test_nobody_is_told_that_a_delta_changed_while_it_was_looked_at(
