@@ -20,7 +20,8 @@ from shared.delta import DATABASE, MANIFEST, DeltaLocation
 from shared.errors import StorageError, TargetError
 from shared.holding import Held, held_below, missing_copies, purge, restore
 from shared.judgement import judge_stored
-from shared.quarantine import HISTORY, RECORD, HistoryEntry, quarantine, read_history, write_history
+from shared.quarantine import quarantine
+from shared.quarantine_record import HISTORY, RECORD, HistoryEntry, read_history, write_history
 from shared.settings import Settings
 from shared.storage import Store
 from shared.upload import upload_delta

@@ -22,16 +22,8 @@ from shared.delta import DATABASE, MANIFEST, DeltaLocation
 from shared.errors import DeltaguardError, StorageError
 from shared.judgement import Judgement, judge_stored
 from shared.manifest import Manifest, ManifestFile, encode_checksum
-from shared.quarantine import (
-    HISTORY,
-    RECORD,
-    Quarantined,
-    held_name,
-    latest_record,
-    place_of,
-    quarantine,
-    read_history,
-)
+from shared.quarantine import Quarantined, quarantine
+from shared.quarantine_record import HISTORY, RECORD, held_name, latest_record, place_of, read_history
 from shared.settings import Settings
 from shared.storage import Store
 from shared.upload import upload_delta

@@ -16,7 +16,9 @@ OTHERS = {"team": "search", "deltaguard-like": "x"}
 
 
 def tagged(depth: Depth = Depth.STRUCTURE, *findings: Finding) -> dict[str, str]:
-    return with_verdict(OTHERS, Verdict("d1", depth, findings, fingerprint=LISTING.fingerprint), NOW)
+    tags = with_verdict(OTHERS, Verdict("d1", depth, findings, fingerprint=LISTING.fingerprint), NOW)
+    assert tags is not None
+    return tags
 
 
 def test_a_verdict_is_five_tags_beside_those_of_others() -> None:
