@@ -156,4 +156,4 @@ def _tag(keys: list[str]) -> None:
     for key in keys:
         location = DeltaLocation(BUCKET, f"{key}/")
         verdict = judge_stored(store, location, Depth.STRUCTURE, Settings()).verdict
-        store.set_tags(BUCKET, location.key(DATABASE), with_verdict({}, verdict, datetime.now(UTC)))
+        store.set_tags(BUCKET, location.key(DATABASE), with_verdict({}, verdict, datetime.now(UTC)) or {})

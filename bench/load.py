@@ -27,8 +27,7 @@ from local.servers import moto
 from local.stack import NOTICES, LocalStack, addressed
 from shared.client import s3_client
 from shared.delta import DATABASE
-from shared.outbox import TOLD
-from shared.quarantine import RECORD
+from shared.quarantine_record import RECORD, TOLD
 from shared.scratch import scratch_folder
 from shared.storage import Store
 from validator.handler import handler

@@ -151,7 +151,7 @@ def _tag(chunk: _Chunk) -> None:
     for key in chunk.keys:
         location = DeltaLocation(BUCKET, f"{key}/")
         verdict = judge_stored(store, location, Depth.STRUCTURE, settings).verdict
-        store.set_tags(BUCKET, location.key(DATABASE), with_verdict({}, verdict, datetime.now(UTC)))
+        store.set_tags(BUCKET, location.key(DATABASE), with_verdict({}, verdict, datetime.now(UTC)) or {})
 
 
 def _corrupt(key: str, embeddings: int) -> None:

@@ -29,7 +29,7 @@ from local.deltas import DeltaRecipe, build_delta, copy_across_commit
 from local.stack import LocalStack, running_stack
 from scanner.gate import ChunkRejected, precheck
 from shared.delta import DATABASE, DeltaLocation
-from shared.quarantine import RECORD, QuarantineRecord, latest_record
+from shared.quarantine_record import RECORD, QuarantineRecord, latest_record
 from shared.settings import Settings
 from shared.storage import Store, current_store
 from shared.upload import upload_delta

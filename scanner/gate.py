@@ -15,7 +15,7 @@ from shared.delta import DeltaLocation, Listing, printable
 from shared.errors import DeltaguardError, MessagingError, StorageError
 from shared.judgement import judge_stored
 from shared.messaging import current_messaging
-from shared.quarantine import latest_record
+from shared.quarantine_record import latest_record
 from shared.settings import Settings
 from shared.storage import Store, current_store
 from shared.telemetry import count, logger

@@ -20,7 +20,7 @@ from scanner.targets import StoredRoot, deltas_below, require_bucket
 from shared.delta import DeltaLocation, parse_s3_uri
 from shared.errors import CouldNotCheck, TargetError
 from shared.judgement import Judgement
-from shared.quarantine import is_quarantined
+from shared.quarantine_record import is_quarantined
 from shared.scratch import scratch_folder, sweep_scratch
 from shared.settings import Act, Settings
 from shared.telemetry import logger, traced

@@ -18,7 +18,7 @@ from shared.errors import CouldNotCheck, DeltaguardError, MessagingError
 from shared.judgement import Judgement
 from shared.messaging import current_messaging
 from shared.outbox import tell_of_quarantine
-from shared.quarantine import is_quarantined, place_of
+from shared.quarantine_record import is_quarantined, place_of
 from shared.removal import remove
 from shared.settings import VARIABLES, Act, Settings
 from shared.storage import Store

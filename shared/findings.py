@@ -117,6 +117,7 @@ CATALOGUE: dict[str, FindingKind] = {
     "check.in_use": FindingKind(_D, "A client has the directory open or writes to it: close it and check again."),
     # found in quarantine
     "quarantine.held": FindingKind(_P, "The delta was found corrupt earlier and lies in quarantine."),
+    "quarantine.set_aside": FindingKind(_N, "It was moved to make room for a delta that was restored."),
     # found by the gate
     "chunk.content_differs": FindingKind(_U, "A healthy delta holds other than its chunk says."),
     # could not check

@@ -1,8 +1,9 @@
 """What is held in quarantine, and the ways out of it: back to its place, or gone for good.
 
-Both may be killed at any request and done again. `restore` puts the manifest back last and the database before it, so a
-half is never taken for a whole; the copies in quarantine stay. `purge` deletes the record last, so that what is left of
-an interrupted purge is still found and purged by the next.
+Both may be killed at any request and done again, and keep away from each other and from a move (`shared.claims`).
+`restore` puts the manifest back first, which lists what is still missing, and the database last, so a half is never
+taken for a whole; the copies in quarantine stay. `purge` deletes the record last, so that what is left of an
+interrupted purge is still found and purged by the next.
 """
 
 from __future__ import annotations
@@ -14,48 +15,53 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any
 
-from shared.delta import DATABASE, MANIFEST, DeltaLocation, StoredObject, may_own, printable
-from shared.errors import ObjectChanged, ObjectGone, StorageError, TargetError
+from shared.claims import Work, claim, claimed, claims_on, folder_of
+from shared.delta import DeltaLocation, Listing, may_own, printable
+from shared.errors import StorageError, TargetError
 from shared.judgement import judge_stored
-from shared.quarantine import (
+from shared.put_back import is_back, order_back, proven_copy, put_back
+from shared.quarantine import move
+from shared.quarantine_record import (
     FINGERPRINT,
     HISTORY,
     LONG_KEYS,
     RECORD,
     HistoryEntry,
-    QuarantinedFile,
     QuarantineRecord,
     held_name,
-    place_of,
     read_history,
     read_record,
     write_history,
 )
 from shared.settings import Settings
 from shared.storage import Store
-from shared.tags import without_verdict
-from shared.telemetry import logger
-from shared.verdict import Depth, Verdict
+from shared.verdict import Depth, Finding, Verdict
 
 _JOBS = 8
 _RECORD_KEY = re.compile(rf"(?P<place>.*/{FINGERPRINT.pattern}/)({re.escape(RECORD)}|{re.escape(HISTORY)})", re.DOTALL)
-_PUT_BACK_LAST = {DATABASE: 1, MANIFEST: 2}
-_REMOVED_FIRST = {MANIFEST: 0, DATABASE: 1}
 _NAMES_SHOWN = 3
 
 
 @dataclass(frozen=True, slots=True)
 class Held:
-    """One quarantined delta: where it lies, its record, and what happened to it since."""
+    """One quarantined delta.
+
+    Args:
+        place: Where it lies.
+        root: The prefix of the quarantine, ending with `/`.
+        record: Its record.
+        history: What happened to it since.
+    """
 
     place: DeltaLocation
+    root: str
     record: QuarantineRecord
     history: tuple[HistoryEntry, ...]
 
     @property
     def origin(self) -> DeltaLocation:
         """The place that it was taken from."""
-        return DeltaLocation(self.record.bucket, self.record.prefix)
+        return self.record.origin
 
     @property
     def since(self) -> datetime:
@@ -109,7 +115,7 @@ def held_below(
     def read(place: DeltaLocation, names: set[str]) -> Held | StorageError:
         try:
             history = read_history(store, place).entries if HISTORY in names else ()
-            return Held(place, read_record(store, place), history)
+            return Held(place, root, read_record(store, place, settings), history)
         except StorageError as error:
             return error
 
@@ -129,8 +135,7 @@ def held_below(
             unreadable(answer)
             continue
         record = answer.record
-        state = place_of(answer.origin, settings).key(f"{record.fingerprint}/")
-        if (record.bucket, place.prefix) == (bucket, state) and record.prefix.startswith(prefix):
+        if record.bucket == bucket and record.prefix.startswith(prefix):
             found.append(answer)
     return sorted(found, key=lambda held: (held.record.prefix, held.record.quarantined_at))
 
@@ -162,125 +167,111 @@ def restore(store: Store, held: Held, settings: Settings, *, overwrite: bool = F
         store: Where it is held.
         held: The quarantined delta.
         settings: Caps and time limits for judging it.
-        overwrite: Whether other objects that lie in its place are deleted, all of them and for good where the bucket
-            keeps no versions. Objects that are those of the record already are kept: an earlier restore was cut short.
+        overwrite: Whether other objects that lie in its place are moved into quarantine first, as a delta of their own.
+            Objects that are those of the record already are kept: an earlier restore was cut short.
 
     Returns:
         The verdict on what lies in the place now, of depth `structure`.
 
     Raises:
         TargetError: Other objects lie in the place, and `overwrite` was not asked for; nothing was changed.
-        StorageError: A copy is missing or damaged (nothing was changed), or a request failed: it may be done again.
+        StorageError: A copy is missing or damaged (nothing was changed), others are at work on this place in
+            quarantine, or a request failed: it may be done again.
     """
-    place, origin, record = held.place, held.origin, held.record
+    origin, record = held.origin, held.record
     store.conditional_deletes(*settings.quarantine_of(origin.bucket))
-    copies = {file.name: _proven_copy(store, place, file) for file in record.files}
-    listing = store.list_delta(origin).owning(file.name for file in record.files)
-    back = {file.name for file in record.files if file.name in listing.by_name and _is_back(store, origin, file)}
-    others = tuple(file.name for file in listing.files if file.name not in back)
-    if others and not overwrite:
-        raise TargetError(f"{origin.uri}: nothing was restored: {_some(others)} would be lost; --overwrite replaces it")
-    entry = HistoryEntry(event="restored", at=datetime.now(UTC), replaced=others)
-    write_history(store, place, (*read_history(store, place).entries, entry))
-    if others:
-        back = set()
-        for found in sorted(listing.files, key=lambda found: _REMOVED_FIRST.get(found.name, 2)):
-            store.delete(origin.bucket, origin.key(found.name), found.etag)
-    for file in sorted(record.files, key=lambda file: _PUT_BACK_LAST.get(file.name, 0)):
-        if file.name not in back:
-            _put_back(store, held, file, copies[file.name])
-    whole = replace(
-        settings, settle_seconds=0, arrival_seconds=0, manifest_required=False
-    )  # nothing more is on its way
+    _in_place(store, held, overwrite=overwrite)  # refused before anything is written
+    with claimed(store, held.place, held.root, Work.RESTORE):
+        if read_record(store, held.place, settings) != record:
+            detail = f"{held.place.uri}{RECORD} was replaced by another record; nothing was restored"
+            raise StorageError("check.changed", detail, "RecordChanged")
+        copies = {file.name: proven_copy(store, held.place, file, "nothing was restored") for file in record.files}
+        listing, back = _in_place(store, held, overwrite=overwrite)
+        others = tuple(file.name for file in listing.files if file.name not in back)
+        entry = HistoryEntry(event="restored", at=datetime.now(UTC), replaced=others)
+        write_history(store, held.place, (*read_history(store, held.place).entries, entry))
+        if others:
+            _set_aside(store, origin, listing, settings)
+            back = set()
+        for file in sorted(record.files, key=order_back):
+            if file.name not in back:
+                put_back(store, held.place, origin, file, copies[file.name])
+    whole = replace(settings, settle_seconds=0, arrival_seconds=0, manifest_required=False)  # no more is on its way
     verdict = judge_stored(store, origin, Depth.STRUCTURE, whole).verdict
     codes = tuple(dict.fromkeys(finding.code for finding in verdict.findings))
     judged = entry.model_copy(update={"status": verdict.status, "codes": codes})
     # Read anew: the validator may have come and quarantined it again in the meantime.
-    write_history(store, place, tuple(judged if e == entry else e for e in read_history(store, place).entries))
+    write_history(
+        store, held.place, tuple(judged if e == entry else e for e in read_history(store, held.place).entries)
+    )
     return verdict
 
 
-def _proven_copy(store: Store, place: DeltaLocation, file: QuarantinedFile) -> StoredObject:
-    key = place.key(held_name(file.name))
-    try:
-        copy = store.head(place.bucket, key)
-        checksum = store.proven_checksum(place.bucket, key, copy)
-    except ObjectGone as error:
-        detail = f"s3://{place.bucket}/{key} is gone, perhaps by a purge that was cut short; nothing was restored"
-        raise StorageError("check.gone", detail, error.s3_code) from error
-    if (copy.size, checksum) != (file.size, file.crc64nvme):
-        detail = (
-            f"s3://{place.bucket}/{key} has {copy.size} bytes and CRC64NVME {checksum}, the record says {file.size} "
-            f"and {file.crc64nvme}; nothing was restored"
-        )
-        raise StorageError("check.storage", detail, "CopyDiffers")
-    return copy
+def _in_place(store: Store, held: Held, *, overwrite: bool) -> tuple[Listing, set[str]]:
+    """What lies in the place of a held delta, and the names of those that are files of its record, byte for byte.
+
+    Raises:
+        TargetError: There are others, and they may not be replaced.
+        StorageError: A request failed.
+    """
+    origin, files = held.origin, held.record.files
+    listing = store.list_delta(origin).owning(file.name for file in files)
+    back = {file.name for file in files if file.name in listing.by_name and is_back(store, origin, file)}
+    others = tuple(file.name for file in listing.files if file.name not in back)
+    if others and not overwrite:
+        raise TargetError(f"{origin.uri}: nothing was restored: {_some(others)} would be lost; --overwrite replaces it")
+    return listing, back
 
 
-def _is_back(store: Store, origin: DeltaLocation, file: QuarantinedFile) -> bool:
-    """Whether exactly this file lies in its place."""
-    try:
-        stored = store.head(origin.bucket, origin.key(file.name))
-        checksum = store.proven_checksum(origin.bucket, origin.key(file.name), stored)
-    except (ObjectGone, ObjectChanged):
-        return False
-    return (stored.size, checksum) == (file.size, file.crc64nvme)
-
-
-def _put_back(store: Store, held: Held, file: QuarantinedFile, copy: StoredObject) -> None:
-    key, target = held.place.key(held_name(file.name)), held.origin.key(file.name)
-    tags = _tags_of_others(store, held.place.bucket, key) if file.name == DATABASE else None
-    try:
-        store.copy(
-            held.place.bucket, key, copy.etag, held.origin.bucket, target, file.size, tags=tags, only_if_absent=True
-        )
-    except ObjectChanged as error:
-        # An earlier try of this very request may have been done, and only its answer lost.
-        if not _is_back(store, held.origin, file):
-            detail = f"restoring {held.origin.uri}{file.name}: something else was uploaded there meanwhile; stopped"
-            raise StorageError("check.changed", detail, error.s3_code) from error
-    if not _is_back(store, held.origin, file):
-        detail = f"restoring {held.origin.uri}{file.name}: what arrived is not what the record says; stopped"
-        raise StorageError("check.storage", detail, "CopyDiffers")
-
-
-def _tags_of_others(store: Store, bucket: str, key: str) -> dict[str, str]:
-    """A store without tags, or a role without the right to them, keeps nothing from its place."""
-    try:
-        return without_verdict(store.tags(bucket, key))
-    except StorageError as error:
-        logger.warning("The tags of a quarantined database are not restored", extra={"reason": str(error)})
-        return {}
+def _set_aside(store: Store, origin: DeltaLocation, listing: Listing, settings: Settings) -> None:
+    """Moves what lies in a place into quarantine, whatever it is: a delete alone could take a part of a new upload."""
+    judgement = judge_stored(store, origin, Depth.LISTING, settings, listing=listing)
+    why = Finding("quarantine.set_aside", "", "it lay in the place of a delta that was restored")
+    verdict = replace(judgement.verdict, observed=(*judgement.verdict.observed, why))
+    done = move(store, origin, replace(judgement, verdict=verdict), settings)
+    if done.left:
+        detail = f"restoring {origin.uri}: {_some(done.left)} arrived there meanwhile; stopped"
+        raise StorageError("check.changed", detail, "NewerUpload")
 
 
 def purge(store: Store, held: Held) -> None:
     """Deletes what is held of one delta for good, all its versions included, the record last.
 
     The newest object goes first: where a retention of the bucket (S3 Object Lock) still holds for it, it is refused
-    before anything is lost. Nothing is deleted when something happened to the delta since it was looked at.
+    before anything is lost. Nothing is deleted when something happened to the delta since it was looked at, or while it
+    is moved or restored.
 
     Raises:
         StorageError: A request was refused or failed. What is left is purged when this is done again.
     """
     place = held.place
-    if read_history(store, place).entries != held.history:
-        detail = f"{place.uri}: restored or quarantined again in this moment; nothing was purged"
-        raise StorageError("check.changed", detail, "HistoryChanged")
-    record = place.key(RECORD)
-    names = {held_name(file.name) for file in held.record.files}
+    own = claim(store, place, held.root, Work.PURGE)
+    try:
+        if read_history(store, place).entries != held.history:
+            detail = f"{place.uri}: restored or quarantined again in this moment; nothing was purged"
+            raise StorageError("check.changed", detail, "HistoryChanged")
+        known = {held_name(file.name) for file in held.record.files}
+        _erase(store, place, lambda name: name in known or may_own(name), last=RECORD)
+    except StorageError:
+        own.end()
+        raise
+    over = {name for each in claims_on(store, place, held.root) if each.is_over(store.now()) for name in each.names}
+    _erase(store, folder_of(place, held.root), {own.name, *over}.__contains__, last=own.name)
 
-    def belongs(key: str) -> bool:  # another delta that is named as a fingerprint is may be held below
-        name = key.removeprefix(place.prefix)
-        return name in names or may_own(name)
 
-    if store.head(place.bucket, record).version is None:
-        objects = [file for key, file in store.walk(place.bucket, place.prefix) if belongs(key)]
-        for file in sorted(objects, key=lambda file: (file.name != record, file.modified), reverse=True):
-            store.delete(place.bucket, file.name, file.etag)
-    else:
-        versions = [found for found in store.walk_versions(place.bucket, place.prefix) if belongs(found.key)]
-        for version in sorted(versions, key=lambda version: (version.key != record, version.modified), reverse=True):
+def _erase(store: Store, place: DeltaLocation, mine: Callable[[str], bool], last: str) -> None:
+    """Deletes all versions of what lies in a place under names of ours: other deltas may be held further below."""
+    keeps_versions = store.head(place.bucket, place.key(last)).version is not None
+    if keeps_versions:
+        versions = [
+            v for v in store.walk_versions(place.bucket, place.prefix) if mine(v.key.removeprefix(place.prefix))
+        ]
+        for version in sorted(versions, key=lambda v: (v.key != place.key(last), v.modified), reverse=True):
             store.delete_version(place.bucket, version)
+        return
+    objects = [file for key, file in store.walk(place.bucket, place.prefix) if mine(key.removeprefix(place.prefix))]
+    for file in sorted(objects, key=lambda f: (f.name != place.key(last), f.modified), reverse=True):
+        store.delete(place.bucket, file.name, file.etag)
 
 
 def _some(names: tuple[str, ...]) -> str:

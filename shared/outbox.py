@@ -1,43 +1,49 @@
 """What must be told of a quarantine, and is told at least once, whenever a process is killed.
 
 The quarantine record is the outbox: written before anything is deleted, it says all there is to tell. `told.json`
-beside it is written once everything was sent. A record without it was not told of, or not surely, and is told (again).
+beside it says what was sent: an event where there is a bus, a request where there is a resubmit queue. What was not
+sent, or not surely, is sent (again) by whoever comes next and can.
 """
 
 from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, ValidationError
 
 from shared.delta import DeltaLocation, printable
 from shared.messaging import Messaging
 from shared.notices import DeltaQuarantined, NoticedFinding, ResubmitRequest, identity, known_batch, send
-from shared.quarantine import RECORD, QuarantineRecord, place_of, read_record
+from shared.quarantine_record import TOLD, QuarantineRecord, State, states
 from shared.settings import Settings
 from shared.storage import Store
 from shared.telemetry import UNKNOWN_COLLECTION, count, logger
-
-TOLD = "told.json"
-"""The marker beside a quarantine record, and beside the files of the delta: everybody was told."""
+from shared.verdict import Status
 
 _MOST_REASON = 500
+_MOST_TOLD_BYTES = 64 * 1024
 
 
 class Told(BaseModel):
-    """`told.json`: the notice that was sent, and the batch whose processing was asked for, if any."""
+    """`told.json`: what was sent of one quarantine.
+
+    Args:
+        format: 2. In format 1, of older versions, all that could be sent had been.
+        notice: Id of the event; None where there was no bus.
+        batch_id: The batch whose processing was asked for; None where there was no queue, or the batch is not known.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    format: Literal[1] = 1
-    notice: str
-    batch_id: str | None
+    format: Literal[1, 2] = 2
+    notice: str | None = None
+    batch_id: str | None = None
 
 
 def tell_of_quarantine(
     store: Store, messaging: Messaging, location: DeltaLocation, settings: Settings, component: str
 ) -> int:
-    """Tells of every quarantine of this delta that nobody was told of yet: an event, and a request for its batch.
+    """Tells of every quarantine of this delta what was not told yet: an event, and a request for its batch.
 
     Args:
         store: Where the quarantine is.
@@ -53,23 +59,14 @@ def tell_of_quarantine(
         StorageError: The quarantine could not be read or marked.
         MessagingError: A notice could not be sent, or not surely; the same call may be made again.
     """
-    home = place_of(location, settings)
-    marks: dict[DeltaLocation, set[str]] = {}
-    for key, _ in store.walk(home.bucket, home.prefix):
-        folder, _, name = key.rpartition("/")
-        if name in (RECORD, TOLD) and "/" not in folder.removeprefix(home.prefix):
-            marks.setdefault(DeltaLocation(home.bucket, folder + "/"), set()).add(name)
-    untold = [place for place, names in marks.items() if names == {RECORD}]
-    for place in untold:
-        _tell(store, messaging, place, settings, component)
-    return len(untold)
+    return sum(_tell(store, messaging, state, settings, component) for state in states(store, location, settings))
 
 
 def quarantine_notice(place: DeltaLocation, record: QuarantineRecord) -> DeltaQuarantined:
     """The event about a quarantined delta: one for each place in quarantine."""
     return DeltaQuarantined(
         id=identity(DeltaQuarantined.detail_type, place.uri),
-        delta=_origin(record).uri,
+        delta=record.origin.uri,
         fingerprint=record.fingerprint,
         batch_id=known_batch(record.batch_id),
         quarantine=place.uri,
@@ -86,7 +83,7 @@ def resubmit_request(place: DeltaLocation, record: QuarantineRecord) -> Resubmit
     reason = "; ".join(f"{finding['code']}: {finding['detail']}" for finding in record.verdict["findings"])
     return ResubmitRequest(
         batch_id=batch_id,
-        delta=_origin(record).uri,
+        delta=record.origin.uri,
         reason=printable(reason, _MOST_REASON),
         attempt=record.attempt,
         quarantine=place.uri,
@@ -94,21 +91,45 @@ def resubmit_request(place: DeltaLocation, record: QuarantineRecord) -> Resubmit
     )
 
 
-def _tell(store: Store, messaging: Messaging, place: DeltaLocation, settings: Settings, component: str) -> None:
-    record = read_record(store, place)
+def _tell(store: Store, messaging: Messaging, state: State, settings: Settings, component: str) -> bool:
+    """Sends what was not sent of one quarantine, and can be. Returns whether it was told of for the first time."""
+    place, record = state.place, state.record
+    if record is None or record.verdict.get("status") != Status.CORRUPT:  # what made room for another is no news
+        return False
     notice, request = quarantine_notice(place, record), resubmit_request(place, record)
-    send(messaging, settings, notice)
-    if request is not None and settings.resubmit_queue_url is not None:
+    before = _told(store, state, notice.id, request)
+    told = before
+    if told.notice != notice.id and settings.event_bus is not None:
+        send(messaging, settings, notice)
+        told = told.model_copy(update={"format": 2, "notice": notice.id})
+    if request is not None and told.batch_id != request.batch_id and settings.resubmit_queue_url is not None:
         group = identity(request.batch_id)
         messaging.send(settings.resubmit_queue_url, request.model_dump_json(), group, notice.id)
-    told = Told(notice=notice.id, batch_id=request.batch_id if request else None)
-    if not store.put(place.bucket, place.key(TOLD), told.model_dump_json().encode() + b"\n", only_if_absent=True):
-        return  # a parallel run told it, too: consumers know the notice by its id
+        told = told.model_copy(update={"format": 2, "batch_id": request.batch_id})
+    document = told.model_dump_json().encode() + b"\n"
+    if TOLD in state.sizes:
+        if told != before:
+            store.put(place.bucket, place.key(TOLD), document)
+        return False
+    if not store.put(place.bucket, place.key(TOLD), document, only_if_absent=True):
+        return False  # a parallel run told it, too: consumers know the notice by its id
     collections = record.verdict.get("collections") or [{}]
     count(component, settings.stage, "DeltasQuarantined", str(collections[0].get("name") or UNKNOWN_COLLECTION))
     facts = {"delta": notice.delta, "quarantine": notice.quarantine, "batch_id": notice.batch_id}
     logger.error("Delta quarantined", extra=facts)
+    return True
 
 
-def _origin(record: QuarantineRecord) -> DeltaLocation:
-    return DeltaLocation(record.bucket, record.prefix)
+def _told(store: Store, state: State, notice: str, request: ResubmitRequest | None) -> Told:
+    """What was sent of a quarantine, by the marker beside its record."""
+    if TOLD not in state.sizes:
+        return Told()
+    try:
+        told = Told.model_validate_json(store.read(state.place.bucket, state.place.key(TOLD), _MOST_TOLD_BYTES))
+    except ValidationError as error:
+        facts = {"quarantine": state.place.uri, "reason": f"{error.error_count()} errors"}
+        logger.error("What was told of a quarantine is not understood, it is told again", extra=facts)
+        return Told(format=1)
+    if told.format == 1 and told.notice == notice and request is not None:
+        return told.model_copy(update={"batch_id": request.batch_id})
+    return told

@@ -1,112 +1,60 @@
 """The quarantine protocol: copy, verify the copy, write the record, and only then delete, conditionally.
 
-Killed before or after any request and run again, every object is whole in its place or whole in quarantine:
+Killed before or after any request and run again, every object is whole in its place or whole in quarantine, and an
+upload that comes at any moment ends whole in its place:
 
 - Copies go under a name made of the listing's fingerprint. What an earlier or a parallel run copied is proven again by
   its checksum and never overwritten, so no run can spoil the copies of another.
 - The record is written once all copies are proven. From then on the delta is in quarantine; deleting is only tidying.
-- Right before the deletes the delta is listed again. If an object is newer than the one that was judged, even one with
-  the same bytes, then somebody uploads a new delta here: nothing of it is deleted, and it is judged for itself.
+- Right before the deletes a claim keeps purges away (`shared.claims`), the record is read back and the copies are
+  looked at again, and so is the delta. If an object is newer than the one that was judged, even one with the same
+  bytes, then somebody uploads a new delta here: nothing of it is deleted, and it is judged for itself.
 - Each delete is conditional on the ETag that was judged (`shared.deletion` has what that means where a bucket keeps
-  versions, and where a store knows no conditions).
+  versions, and where a store knows no conditions). A file of a new upload with the same bytes has the same ETag. So the
+  delta is listed again after its database and at the end, and what a newer upload lacks then is put back. Where the
+  process is killed before, the next one that judges the upload does it (`shared.put_back`).
 - A run that finds only a rest of a recorded delta finishes those deletes instead of quarantining the rest anew.
 """
 
 from __future__ import annotations
 
-import hashlib
-import re
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Annotated, Any, Literal
 from weakref import WeakSet
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
-
-from shared.delta import DATABASE, MANIFEST, MAX_NAME_BYTES, DeltaFile, DeltaLocation, Listing, printable
+from shared.claims import Work, claim
+from shared.delta import DATABASE, MANIFEST, DeltaFile, DeltaLocation, Listing
 from shared.errors import DeltaguardError, ObjectChanged, ObjectGone, StorageError
 from shared.judgement import Judgement
+from shared.manifest import MAX_MANIFEST_BYTES, Manifest
+from shared.put_back import proven_copy, put_back_swallowed, return_swallowed, swallowed
+from shared.quarantine_record import (
+    RECORD,
+    HistoryEntry,
+    QuarantinedFile,
+    QuarantineRecord,
+    State,
+    held_name,
+    is_quarantined,
+    place_of,
+    read_history,
+    read_record,
+    states,
+    write_history,
+)
+from shared.remote import read_head
 from shared.settings import Settings
 from shared.storage import Store
 from shared.telemetry import logger
 from shared.verdict import Status
 
-RECORD = "quarantine.json"
-HISTORY = "history.json"
-FINGERPRINT = re.compile(r"[0-9a-f]{64}")
-LONG_KEYS = ".long-keys"
-"""Name, below the quarantine prefix, of the place for deltas whose keys would become longer than S3 takes."""
-
-_MAX_KEY_BYTES = 1024
-_FINGERPRINT_BYTES = 65  # with the slash behind it
-
-_MAX_RECORD_BYTES = 16 * 1024 * 1024
-# What lies beside the files of a delta: a file of the delta that has such a name is kept under another.
-_OURS = re.compile(r"(quarantine|history|told)\.json(\.file)*")
 _ORDER = {DATABASE: 0, MANIFEST: 2}  # the others in between
 _unconditional: WeakSet[Store] = WeakSet()
 
 
-class QuarantinedFile(BaseModel):
-    """One file of a quarantined delta, as it was in its place. `version` is None where a bucket keeps none."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    name: str
-    size: int
-    etag: str
-    version: str | None
-    crc64nvme: str
-
-
-class QuarantineRecord(BaseModel):
-    """`quarantine.json`: why a delta was taken away, the evidence, and all that is needed to put it back."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    format: Literal[1] = 1
-    bucket: str
-    prefix: str
-    fingerprint: str
-    batch_id: str | None
-    attempt: Annotated[int, Field(ge=1)] | None
-    quarantined_at: datetime
-    verdict: dict[str, Any]
-    files: tuple[QuarantinedFile, ...]
-
-
-class HistoryEntry(BaseModel):
-    """What happened to a delta after it was quarantined.
-
-    Args:
-        event: `restored` to its place, or `quarantined_again` after it was uploaded or restored there as it was.
-        at: When it began.
-        status: What the restored delta was found to be; None when the restoration was cut short.
-        codes: The codes of the findings that led to that status.
-        replaced: Names of the objects that lay in the place and were removed for it.
-    """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    event: Literal["restored", "quarantined_again"]
-    at: datetime
-    status: Status | None = None
-    codes: tuple[str, ...] = ()
-    replaced: tuple[str, ...] = ()
-
-
-class History(BaseModel):
-    """`history.json` beside the record, which is never changed: what happened since, in order."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    format: Literal[1] = 1
-    entries: tuple[HistoryEntry, ...] = ()
-
-
 @dataclass(frozen=True, slots=True)
 class Quarantined:
-    """What was done: where the delta lies now, its record, and files that were left because they are newer.
+    """What was done: where the delta lies now, its record, and files that were left, or put back, for they are newer.
 
     If there are such files, a new delta lies or arrives in the place, and must be judged.
     """
@@ -114,15 +62,6 @@ class Quarantined:
     place: DeltaLocation
     record: QuarantineRecord
     left: tuple[str, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class _State:
-    """One place in quarantine: what lies there by name and size, and its record, if the copying came to its end."""
-
-    place: DeltaLocation
-    sizes: dict[str, int]
-    record: QuarantineRecord | None
 
 
 def quarantine(store: Store, location: DeltaLocation, judgement: Judgement, settings: Settings) -> Quarantined:
@@ -146,11 +85,23 @@ def quarantine(store: Store, location: DeltaLocation, judgement: Judgement, sett
         raise DeltaguardError(f"{location.uri}: other deltas lie below it, or may, so it is not moved")
     if is_quarantined(location, settings):
         raise DeltaguardError(f"{location.uri} lies in quarantine already")
-    listing = judgement.listing
     _try_conditions(store, location, settings)
+    if returned := return_swallowed(store, location, judgement, settings):
+        return Quarantined(*returned)
+    return move(store, location, judgement, settings)
+
+
+def move(store: Store, location: DeltaLocation, judgement: Judgement, settings: Settings) -> Quarantined:
+    """Moves what was judged into quarantine, whatever the verdict; `quarantine` asks first whether it may.
+
+    Raises:
+        StorageError: A request failed. Nothing is lost; the same call may be made again.
+    """
+    listing = judgement.listing
     state = _state_for(store, location, listing, settings)
+    copies: dict[str, str] = {}
     try:
-        files = tuple(_secure(store, location, state, file) for file in listing.files)
+        files = tuple(_secure(store, location, state, file, copies) for file in listing.files)
     except (ObjectGone, ObjectChanged):
         state = _state_for(store, location, listing, settings)
         if state.record is None:
@@ -158,129 +109,36 @@ def quarantine(store: Store, location: DeltaLocation, judgement: Judgement, sett
         # A parallel run recorded the delta and deletes it; its record stands for all that this one wanted to copy.
         # Something newer may lie there already: it is left alone below.
         files = state.record.files
-    record = state.record or _write_record(store, location, state.place, judgement, files)
+    record = state.record or _write_record(store, location, state.place, judgement, files, settings)
     if state.record is not None:
         _note_return(store, location, state.place, state.record, listing)
-    return Quarantined(state.place, record, _delete(store, location, listing, record))
-
-
-def place_of(location: DeltaLocation, settings: Settings) -> DeltaLocation:
-    """Where every quarantined state of this delta lies, each below its own fingerprint.
-
-    That is the delta's own prefix below the quarantine prefix, or, where its keys would be longer there than S3 takes
-    (https://docs.aws.amazon.com/AmazonS3/latest/userguide/object-keys.html), one made of the sha256 of its URI. That is
-    also the place of a delta that lies where those places are, below the quarantine prefix.
-    """
-    bucket, prefix = settings.quarantine_of(location.bucket)
-    key = prefix + location.prefix
-    longest = len(key.encode("utf-8", "surrogatepass")) + _FINGERPRINT_BYTES + MAX_NAME_BYTES + len(".file")
-    if longest > _MAX_KEY_BYTES or location.prefix.startswith(f"{LONG_KEYS}/"):
-        digest = hashlib.sha256(location.uri.encode("utf-8", "surrogatepass")).hexdigest()
-        key = f"{prefix}{LONG_KEYS}/{digest}/"
-    return DeltaLocation(bucket, key)
-
-
-def is_quarantined(location: DeltaLocation, settings: Settings) -> bool:
-    """Whether this location is inside the quarantine."""
-    bucket, prefix = settings.quarantine_of(location.bucket)
-    return location.bucket == bucket and location.prefix.startswith(prefix)
-
-
-def latest_record(
-    store: Store, location: DeltaLocation, settings: Settings
-) -> tuple[DeltaLocation, QuarantineRecord] | None:
-    """Where the delta that last lay here was quarantined, and its record; None when that never happened.
-
-    Raises:
-        StorageError: A request failed.
-    """
-    states = _states(store, location, settings)
-    held = [(state.place, state.record) for state in states if state.record is not None]
-    return max(held, key=lambda found: found[1].quarantined_at, default=None)
-
-
-def read_record(store: Store, place: DeltaLocation) -> QuarantineRecord:
-    """The record of one quarantined delta.
-
-    Raises:
-        ObjectGone: There is none.
-        StorageError: The request failed, or what lies there is no record.
-    """
-    data = store.read(place.bucket, place.key(RECORD), _MAX_RECORD_BYTES)
+    own = claim(store, state.place, settings.quarantine_of(location.bucket)[1], Work.MOVE)
     try:
-        record = QuarantineRecord.model_validate_json(data)
-    except ValidationError as error:
-        detail = f"reading {place.uri}{RECORD}: not a quarantine record ({error.error_count()} errors)"
-        raise StorageError("check.storage", detail, "InvalidRecord") from error
-    origin = hashlib.sha256(f"s3://{record.bucket}/{record.prefix}".encode("utf-8", "surrogatepass")).hexdigest()
-    if not place.prefix.endswith((f"/{record.prefix}{record.fingerprint}/", f"/{origin}/{record.fingerprint}/")):
-        detail = f"reading {place.uri}{RECORD}: it is the record of another place, {printable(record.prefix)}"
-        raise StorageError("check.storage", detail, "InvalidRecord")
-    return record
+        going = _still_held(store, state.place, record, listing, copies, settings)
+    except StorageError:
+        own.end()
+        raise
+    left = _delete(store, location, judgement, state.place, record, going)
+    own.end()  # not where a request failed: whoever judges a newer upload then looks whether it lacks something
+    return Quarantined(state.place, record, left)
 
 
-def read_history(store: Store, place: DeltaLocation) -> History:
-    """What happened to a quarantined delta since; an empty history where nothing did.
-
-    Raises:
-        StorageError: The request failed, or what lies there is no history.
-    """
-    try:
-        data = store.read(place.bucket, place.key(HISTORY), _MAX_RECORD_BYTES)
-        return History.model_validate_json(data)
-    except ObjectGone:
-        return History()
-    except ValidationError as error:
-        detail = f"reading {place.uri}{HISTORY}: not the history of a quarantine ({error.error_count()} errors)"
-        raise StorageError("check.storage", detail, "InvalidRecord") from error
-
-
-def write_history(store: Store, place: DeltaLocation, entries: tuple[HistoryEntry, ...]) -> None:
-    """Writes the whole history of a quarantined delta.
-
-    Raises:
-        StorageError: The request failed.
-    """
-    data = History(entries=entries).model_dump_json(indent=2).encode() + b"\n"
-    store.put(place.bucket, place.key(HISTORY), data)
-
-
-def held_name(name: str) -> str:
-    """The name under which quarantine keeps the file `name` of a delta: its own, unless the record has that one."""
-    return name + ".file" if _OURS.fullmatch(name) else name
-
-
-def _states(store: Store, location: DeltaLocation, settings: Settings) -> list[_State]:
-    """What lies in quarantine of this delta, by place; what is held of an equal prefix in another bucket does not."""
-    home = place_of(location, settings)
-    sizes: dict[str, dict[str, int]] = {}
-    for key, file in store.walk(home.bucket, home.prefix):
-        fingerprint, _, name = key.removeprefix(home.prefix).partition("/")
-        if FINGERPRINT.fullmatch(fingerprint):
-            sizes.setdefault(fingerprint, {})[name] = file.size
-    states = []
-    for fingerprint, found in sizes.items():
-        place = DeltaLocation(home.bucket, f"{home.prefix}{fingerprint}/")
-        record = read_record(store, place) if RECORD in found else None
-        if record is None or record.bucket == location.bucket:
-            states.append(_State(place, found, record))
-    return states
-
-
-def _state_for(store: Store, location: DeltaLocation, listing: Listing, settings: Settings) -> _State:
+def _state_for(store: Store, location: DeltaLocation, listing: Listing, settings: Settings) -> State:
     """Where these objects are held, or are to be held.
 
     That is the place of a record that has them all, when they are the rest of a move that was cut short or the same
     delta once more; else the place that has their fingerprint in its name.
     """
-    states = _states(store, location, settings)
-    objects = {(file.name, file.etag) for file in listing.files}
-    for state in states:
-        if state.record is not None and objects <= {(file.name, file.etag) for file in state.record.files}:
+    found = states(store, location, settings)
+    for state in found:
+        if state.record is not None and state.record.holds(listing):
             return state
     home = place_of(location, settings)
     place = DeltaLocation(home.bucket, f"{home.prefix}{listing.fingerprint}/")
-    return next((state for state in states if state.place == place), _State(place, {}, None))
+    state = next((state for state in found if state.place == place), State(place, {}))
+    if state.problem is not None:
+        raise state.problem
+    return state
 
 
 def _note_return(
@@ -288,7 +146,7 @@ def _note_return(
 ) -> None:
     """Leaves a trace when a recorded delta was put in its place again, rather than that its move was cut short."""
     newest = listing.newest
-    if newest is None or newest <= record.quarantined_at:
+    if newest is None or record.was_judged_with(listing):
         return
     entries = read_history(store, place).entries
     if not any(entry.event == "quarantined_again" and entry.at > newest for entry in entries):
@@ -304,10 +162,13 @@ def _try_conditions(store: Store, location: DeltaLocation, settings: Settings) -
         logger.warning(detail, extra={"bucket": location.bucket})
 
 
-def _secure(store: Store, location: DeltaLocation, state: _State, file: DeltaFile) -> QuarantinedFile:
+def _secure(
+    store: Store, location: DeltaLocation, state: State, file: DeltaFile, copies: dict[str, str]
+) -> QuarantinedFile:
     """Copies one file, unless that was done, and proves the copy: same size, and the same checksum over all its bytes.
 
-    A store may overlook `CopySourceIfMatch`, so it is the copy that is compared with what was judged.
+    A store may overlook `CopySourceIfMatch`, so it is the copy that is compared with what was judged. Its ETag goes
+    into `copies`.
     """
     key, copy_key = location.key(file.name), state.place.key(held_name(file.name))
     original = store.head(location.bucket, key)
@@ -316,12 +177,12 @@ def _secure(store: Store, location: DeltaLocation, state: _State, file: DeltaFil
         raise ObjectChanged("check.changed", detail, "ETag")
 
     expected = store.proven_checksum(location.bucket, key, original)
-    proven = False
+    copy, proven = None, False
     if state.sizes.get(held_name(file.name)) == file.size:
-        earlier = store.head(state.place.bucket, copy_key)
-        arrived = store.proven_checksum(state.place.bucket, copy_key, earlier)
-        proven = (earlier.size, arrived) == (file.size, expected)
-    if not proven:
+        copy = store.head(state.place.bucket, copy_key)
+        arrived = store.proven_checksum(state.place.bucket, copy_key, copy)
+        proven = (copy.size, arrived) == (file.size, expected)
+    if copy is None or not proven:
         store.copy(location.bucket, key, file.etag, state.place.bucket, copy_key, file.size)
         copy = store.head(state.place.bucket, copy_key)
         arrived = store.proven_checksum(state.place.bucket, copy_key, copy)
@@ -331,7 +192,15 @@ def _secure(store: Store, location: DeltaLocation, state: _State, file: DeltaFil
                 f"{copy.size} bytes and CRC64NVME {arrived}, expected {file.size} and {expected}; nothing was deleted"
             )
             raise StorageError("check.storage", detail, "CopyDiffers")
-    return QuarantinedFile(name=file.name, size=file.size, etag=file.etag, version=original.version, crc64nvme=expected)
+    copies[file.name] = copy.etag
+    return QuarantinedFile(
+        name=file.name,
+        size=file.size,
+        etag=file.etag,
+        version=original.version,
+        crc64nvme=expected,
+        modified=file.modified,
+    )
 
 
 def _write_record(
@@ -340,6 +209,7 @@ def _write_record(
     place: DeltaLocation,
     judgement: Judgement,
     files: tuple[QuarantinedFile, ...],
+    settings: Settings,
 ) -> QuarantineRecord:
     manifest = judgement.manifest
     record = QuarantineRecord(
@@ -355,33 +225,106 @@ def _write_record(
     data = record.model_dump_json(indent=2).encode() + b"\n"
     if store.put(place.bucket, place.key(RECORD), data, only_if_absent=True):
         return record
-    record = read_record(store, place)  # a parallel run got here first; its record stands
-    if record.bucket != location.bucket:
+    record = read_record(store, place, settings)  # a parallel run got here first; its record stands
+    if record.origin != location:
         detail = (
-            f"{place.uri} holds the same delta of s3://{record.bucket}: nothing of {location.uri} was deleted; give "
+            f"{place.uri} holds the same delta of {record.origin.uri}: nothing of {location.uri} was deleted; give "
             "each bucket a quarantine prefix of its own (DELTAGUARD_QUARANTINE_PREFIX)"
         )
         raise StorageError("check.storage", detail, "PlaceTaken")
     return record
 
 
-def _delete(store: Store, location: DeltaLocation, listing: Listing, record: QuarantineRecord) -> tuple[str, ...]:
-    """Deletes what is recorded, the database first and the manifest last.
+def _still_held(
+    store: Store,
+    place: DeltaLocation,
+    record: QuarantineRecord,
+    listing: Listing,
+    copies: dict[str, str],
+    settings: Settings,
+) -> list[DeltaFile]:
+    """The files that may be deleted, in the order for it: the record lies there, and with it a proven copy of each.
 
-    What a crash leaves is then corrupt to every reader, never half of a delta, and never one that waits for a manifest.
+    The database is the first and the manifest the last. What a crash leaves is then corrupt to every reader, never half
+    of a delta, and never one that waits for a manifest.
+
+    Args:
+        store: Where they are.
+        place: In quarantine.
+        record: As it was written.
+        listing: What was judged.
+        copies: ETags of the copies that were proven a moment ago, by name: of these it is enough that they are there.
+        settings: Where quarantine is.
+
+    Raises:
+        StorageError: Something of it is not there any more, or another one.
+    """
+    if read_record(store, place, settings) != record:
+        detail = f"{place.uri}{RECORD} was replaced by another record; nothing was deleted"
+        raise StorageError("check.changed", detail, "RecordChanged")
+    there = {key.removeprefix(place.prefix): file.etag for key, file in store.walk(place.bucket, place.prefix)}
+    recorded = {(file.name, file.etag): file for file in record.files}
+    going = [file for file in listing.files if (file.name, file.etag) in recorded]
+    for file in going:
+        if file.name not in copies or there.get(held_name(file.name)) != copies[file.name]:
+            proven_copy(store, place, recorded[file.name, file.etag], "nothing was deleted")
+    return sorted(going, key=lambda file: (_ORDER.get(file.name, 1), file.name))
+
+
+def _delete(
+    store: Store,
+    location: DeltaLocation,
+    judgement: Judgement,
+    place: DeltaLocation,
+    record: QuarantineRecord,
+    going: list[DeltaFile],
+) -> tuple[str, ...]:
+    """Deletes what is recorded, and puts back what an upload lost by it that came meanwhile.
 
     Returns:
         Names of the objects that are newer than the judged ones. As soon as there is one, no more is deleted.
     """
-    there = store.list_delta(location).owning(listing.by_name)
-    newer = [file.name for file in there.files if listing.by_name.get(file.name) != file]
-    if newer:
-        return tuple(newer)
-    recorded = {(file.name, file.etag) for file in record.files}
-    for file in sorted(listing.files, key=lambda file: (_ORDER.get(file.name, 1), file.name)):
+    if newer := _newer(store, location, judgement.listing):
+        return newer
+    deleted: set[str] = set()
+    changed: tuple[str, ...] = ()
+    for file in going:
         try:
-            if (file.name, file.etag) in recorded:
-                store.delete(location.bucket, location.key(file.name), file.etag)
+            store.delete(location.bucket, location.key(file.name), file.etag)
         except ObjectChanged:
-            return (file.name,)
-    return ()
+            changed = (file.name,)
+            break
+        deleted.add(file.name)
+        if file.name == DATABASE and _newer(store, location, judgement.listing):
+            break
+    newer = _newer(store, location, judgement.listing)
+    if newer:
+        _put_back(store, location, judgement, place, record, deleted)
+    return newer or changed
+
+
+def _newer(store: Store, location: DeltaLocation, judged: Listing) -> tuple[str, ...]:
+    """Names of the objects that lie there and were not judged."""
+    there = store.list_delta(location).owning(judged.by_name)
+    return tuple(file.name for file in there.files if judged.by_name.get(file.name) != file)
+
+
+def _put_back(
+    store: Store,
+    location: DeltaLocation,
+    judgement: Judgement,
+    place: DeltaLocation,
+    record: QuarantineRecord,
+    deleted: set[str],
+) -> None:
+    """Puts back what a newer upload lost. Without a manifest its database may still be arriving and is waited for."""
+    listing = store.list_delta(location).owning(judgement.listing.by_name)
+    manifest = None
+    if MANIFEST in listing.by_name:
+        try:
+            manifest = Manifest.parse(read_head(store, location, listing.by_name[MANIFEST], MAX_MANIFEST_BYTES + 1))
+        except ValueError:
+            return  # it proves nothing; what is missing is put back when the upload is judged to lack it
+        listing = listing.owning(file.name for file in manifest.files)
+    files = swallowed(store, place, record, listing, manifest, guess=True, database=False, taken=deleted)
+    put_back_swallowed(store, place, record, files)

@@ -12,7 +12,8 @@ from dataclasses import dataclass
 
 from shared.delta import DeltaLocation
 from shared.judgement import Judgement
-from shared.quarantine import is_quarantined, quarantine
+from shared.quarantine import quarantine
+from shared.quarantine_record import is_quarantined
 from shared.settings import Act, Settings
 from shared.storage import Store
 

@@ -1,7 +1,9 @@
 """The producer's side of a quarantine: the batch of a corrupt delta is started again, a few times, and never in a loop.
 
-What was started is remembered in S3, in objects that are written once and never changed, below
-`<quarantine prefix>/resubmissions/<sha256 of the batch id>/`:
+A request is carried out only if the quarantine that it names is one: its record lies in the very place that follows
+from the delta, and says the same. What was started is remembered in S3, in objects that are written once and never
+changed, below `<quarantine prefix>/resubmissions/<sha256 of bucket, parent prefix of the delta, and batch id>/`. So the
+starts of a batch are used up only by deltas that lie beside each other, where its producer may write.
 
 - `<n>.json` claims the n-th start of the batch for one quarantine. It is written only if it is absent, after all lower
   ones were read, so two consumers cannot count one start, and no quarantine can claim two.
@@ -17,10 +19,11 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from shared.delta import DeltaLocation
-from shared.errors import ObjectGone, SettingsError, StorageError
+from shared.delta import DeltaLocation, printable
+from shared.errors import ObjectGone, SettingsError, StorageError, TargetError
 from shared.messaging import Messaging
 from shared.notices import Resubmission, ResubmissionExhausted, ResubmitRequest, identity, send
+from shared.quarantine_record import FINGERPRINT, RECORD, InvalidRecord, place_of, read_record
 from shared.settings import Settings
 from shared.storage import Store
 from shared.telemetry import count, logger
@@ -61,13 +64,14 @@ def resubmit(store: Store, messaging: Messaging, request: ResubmitRequest, setti
 
     Raises:
         SettingsError: There is no `DELTAGUARD_RESUBMIT_TARGET`.
-        TargetError: The request names no delta in S3.
+        TargetError: The request names no delta in S3, or no quarantine of it that says the same; nothing was written.
         StorageError: What was started could not be read or written; the same call may be made again.
         MessagingError: The target or the bus could not be reached, or not surely; the same call may be made again.
     """
     if settings.resubmit_target is None:
         raise SettingsError("DELTAGUARD_RESUBMIT_TARGET is not set: give the queue or the state machine to start")
-    memory = _Memory(store, request, settings)
+    location = _confirmed(store, request, settings)
+    memory = _Memory(store, request, location, settings)
     attempt = memory.claim(settings.max_resubmissions)
     facts = {"batch_id": request.batch_id, "delta": request.delta, "attempt": attempt}
     if attempt is None:
@@ -80,6 +84,23 @@ def resubmit(store: Store, messaging: Messaging, request: ResubmitRequest, setti
         count(_COMPONENT, settings.stage, "BatchesResubmitted")
         logger.warning("Batch resubmitted", extra={**facts, "reason": request.reason})
     return Outcome.STARTED
+
+
+def _confirmed(store: Store, request: ResubmitRequest, settings: Settings) -> DeltaLocation:
+    """The place of the delta, if it is quarantined as the request says: the message itself proves nothing."""
+    location = DeltaLocation.parse(request.delta)
+    home = place_of(location, settings)
+    place = DeltaLocation(home.bucket, f"{home.prefix}{request.fingerprint}/")
+    what = f"the request for batch {printable(request.batch_id)!r}"
+    if not FINGERPRINT.fullmatch(request.fingerprint) or request.quarantine != place.uri:
+        raise TargetError(f"{what}: {printable(request.quarantine)} is not where {location.uri} is quarantined")
+    try:
+        record = read_record(store, place, settings)
+    except (ObjectGone, InvalidRecord) as error:
+        raise TargetError(f"{what}: no record of a quarantine: {error}") from error
+    if record.origin != location or record.batch_id != request.batch_id:
+        raise TargetError(f"{what}: {place.uri}{RECORD} tells of another delta or batch")
+    return location
 
 
 def _start(messaging: Messaging, request: ResubmitRequest, attempt: int, target: str) -> None:
@@ -103,7 +124,7 @@ def _exhausted(memory: _Memory, messaging: Messaging, request: ResubmitRequest, 
     facts = {"batch_id": request.batch_id, "delta": request.delta, "attempts": settings.max_resubmissions}
     if not memory.has("exhausted"):
         notice = ResubmissionExhausted(
-            id=identity(ResubmissionExhausted.detail_type, request.batch_id),
+            id=identity(ResubmissionExhausted.detail_type, memory.scope),
             batch_id=request.batch_id,
             attempts=settings.max_resubmissions,
             delta=request.delta,
@@ -121,11 +142,14 @@ def _exhausted(memory: _Memory, messaging: Messaging, request: ResubmitRequest, 
 class _Memory:
     """What is remembered of one batch."""
 
-    def __init__(self, store: Store, request: ResubmitRequest, settings: Settings) -> None:
+    def __init__(self, store: Store, request: ResubmitRequest, location: DeltaLocation, settings: Settings) -> None:
         self._store = store
         self._request = request
-        self._bucket, prefix = settings.quarantine_of(DeltaLocation.parse(request.delta).bucket)
-        self._folder = f"{prefix}resubmissions/{identity(request.batch_id)}/"  # the id itself could be any text
+        self._bucket, prefix = settings.quarantine_of(location.bucket)
+        parent = location.prefix.rstrip("/").rpartition("/")[0]
+        self.scope = identity(location.bucket, parent, request.batch_id)
+        """Of the batch among those of all producers; a digest, since the id itself could be any text."""
+        self._folder = f"{prefix}resubmissions/{self.scope}/"
 
     def claim(self, most: int) -> int | None:
         """The number of the start that belongs to this quarantine; None when all starts belong to others."""

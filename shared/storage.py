@@ -345,14 +345,14 @@ class Store(Enumeration):
         request = {"Bucket": bucket, "Key": version.key, "VersionId": version.version}
         self._call("deleting", what, self._client.delete_object, request)
 
-    def tags(self, bucket: str, key: str) -> dict[str, str]:
-        """The tags of an object.
+    def tags(self, bucket: str, key: str, version: str | None = None) -> dict[str, str]:
+        """The tags of an object, or of this version of it.
 
         Raises:
             ObjectGone: It is not there.
             StorageError: The request failed, or this store keeps no tags (`NotImplemented`).
         """
-        request = {"Bucket": bucket, "Key": key}
+        request = _version_of(bucket, key, version)
         what = f"s3://{bucket}/{key}"
         answer = self._call("reading the tags of", what, self._client.get_object_tagging, request)
         # A store without tags overlooks the question for them and answers with the object, which may look like tags.
@@ -362,8 +362,8 @@ class Store(Enumeration):
         self._keeping_tags.add(bucket)
         return {tag["Key"]: tag["Value"] for tag in answer["TagSet"]}
 
-    def set_tags(self, bucket: str, key: str, tags: Mapping[str, str]) -> None:
-        """Replaces the tags of an object by these.
+    def set_tags(self, bucket: str, key: str, tags: Mapping[str, str], version: str | None = None) -> None:
+        """Replaces the tags of an object, or of this version of it, by these.
 
         A store that keeps none would take them for the object and overwrite it. So nothing is sent before this bucket
         has answered with tags.
@@ -375,7 +375,7 @@ class Store(Enumeration):
         if bucket not in self._keeping_tags:
             self.tags(bucket, key)
         tagging = {"TagSet": [{"Key": name, "Value": value} for name, value in tags.items()]}
-        request = {"Bucket": bucket, "Key": key, "Tagging": tagging}
+        request = _version_of(bucket, key, version) | {"Tagging": tagging}
         self._call("tagging", f"s3://{bucket}/{key}", self._client.put_object_tagging, request)
 
     def _body(self, doing: str, what: str, request: Mapping[str, Any]) -> Any:
@@ -385,6 +385,10 @@ class Store(Enumeration):
             answer["Body"].close()
             raise ObjectChanged("check.changed", f"{doing} {what}: it has another ETag than when it was listed", "ETag")
         return answer["Body"]
+
+
+def _version_of(bucket: str, key: str, version: str | None) -> dict[str, Any]:
+    return {"Bucket": bucket, "Key": key} | ({} if version is None else {"VersionId": version})
 
 
 def _small_object(bucket: str, key: str, data: bytes) -> dict[str, Any]:

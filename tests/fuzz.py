@@ -43,7 +43,7 @@ from shared.delta import DATABASE, delta_prefix_of, is_chroma_file, printable, s
 from shared.folder import FolderContent, list_folder
 from shared.inspection import examine, header, hnsw, idmap, metadata, pages, sqlite
 from shared.manifest import Manifest
-from shared.quarantine import QuarantineRecord
+from shared.quarantine_record import QuarantineRecord
 from shared.settings import Settings
 from shared.verdict import Depth, Finding
 from tests.samples import SAMPLES

@@ -14,7 +14,7 @@ from shared.delta import DeltaLocation
 from shared.errors import CouldNotCheck, DeltaguardError, StorageError
 from shared.judgement import Judgement, judge_stored, known_answer
 from shared.messaging import Messaging, current_messaging
-from shared.quarantine import is_quarantined
+from shared.quarantine_record import is_quarantined
 from shared.scratch import sweep_scratch
 from shared.settings import Settings
 from shared.storage import Store, current_store

@@ -6,21 +6,22 @@ and by `told.json` in quarantine, so that nothing is left untold and little is t
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
 from typing import Any
 
-from shared.delta import DATABASE, DeltaLocation
-from shared.errors import MessagingError, StorageError
+from shared.delta import DeltaLocation
+from shared.errors import MessagingError
+from shared.findings import Weight
 from shared.judgement import Judgement
 from shared.messaging import Messaging
 from shared.notices import DeltaCorrupt, DeltaUndetermined, DeltaValidated, send
 from shared.outbox import tell_of_quarantine
+from shared.put_back import return_swallowed
 from shared.removal import remove
 from shared.settings import Settings
 from shared.storage import Store
-from shared.tags import healthy_depth, with_verdict
 from shared.telemetry import UNKNOWN_COLLECTION, count_verdict, logger, traced
 from shared.verdict import Status, Verdict
+from validator.tagging import keep_verdict, untag_unjudged
 
 COMPONENT = "validator"
 
@@ -59,6 +60,10 @@ def _act(store: Store, messaging: Messaging, location: DeltaLocation, judgement:
     if verdict.findings and {finding.code for finding in verdict.findings} <= _MOVED:
         logger.info("Delta changed while it was looked at, it will be looked at again", extra=facts)
         return False
+    if verdict.status is not Status.HEALTHY:
+        untag_unjudged(store, location, judgement)
+    if _looked_into(judgement) and return_swallowed(store, location, judgement, settings):
+        return False
     if verdict.status is Status.INCOMPLETE:
         logger.info("Delta incomplete, waiting for the rest", extra=facts)
         return False
@@ -73,9 +78,14 @@ def _act(store: Store, messaging: Messaging, location: DeltaLocation, judgement:
         logger.error("Delta validation failed: corrupt", extra=facts)
         return _quarantine(store, messaging, location, judgement, settings)
     logger.info("Delta validation successful", extra=facts)
-    send(messaging, settings, DeltaValidated.of(verdict, _batch_of(judgement)))
-    _tag(store, location, judgement)
-    return True
+    notice = DeltaValidated.of(verdict, _batch_of(judgement))
+    return keep_verdict(store, location, judgement, settings, notice, lambda told: send(messaging, settings, told))
+
+
+def _looked_into(judgement: Judgement) -> bool:
+    """Whether the delta has settled and was examined, so that what it lacks is known."""
+    observed = judgement.verdict.observed
+    return not any(finding.weight is Weight.UNCHECKED or finding.code == "arrival.settling" for finding in observed)
 
 
 def collection_of(judgement: Judgement) -> str:
@@ -121,15 +131,3 @@ def _tell_undetermined(messaging: Messaging, judgement: Judgement, settings: Set
         logger.warning("Nobody was told", extra={"delta": notice.delta, "reason": str(error)})
         return False
     return True
-
-
-def _tag(store: Store, location: DeltaLocation, judgement: Judgement) -> None:
-    """Tags are a convenience: a store without them, or a role without the right, changes no verdict."""
-    key = location.key(DATABASE)
-    try:
-        tags = store.tags(location.bucket, key)
-        known = healthy_depth(tags, judgement.listing)
-        if known is None or not known.includes(judgement.verdict.depth):
-            store.set_tags(location.bucket, key, with_verdict(tags, judgement.verdict, datetime.now(UTC)))
-    except StorageError as error:
-        logger.warning("Healthy delta could not be tagged", extra={"delta": location.uri, "reason": str(error)})

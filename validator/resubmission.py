@@ -24,7 +24,8 @@ def handler(event: object, context: Any) -> dict[str, list[dict[str, str]]]:  # 
     """Has the batches processed again that the messages of an SQS event ask for.
 
     Returns:
-        A partial batch response: the messages that could not be carried out, and those that are no request.
+        A partial batch response: the messages that could not be carried out, and those that are no request or name a
+        quarantine that is none: they go to the dead letters.
 
     Raises:
         EventError: The event is none of SQS.
@@ -50,7 +51,8 @@ def _carried_out(store: Store, messaging: Messaging, record: Any, receipt: Recei
             annotate("outcome", resubmit(store, messaging, request, settings).value)
     except (ValidationError, TargetError) as error:
         detail = f"{error.error_count()} errors" if isinstance(error, ValidationError) else str(error)
-        logger.error("Message holds no request to resubmit", extra={"message_id": receipt.id, "reason": detail})
+        facts = {"message_id": receipt.id, "reason": detail}
+        logger.error("Message holds no request to resubmit, or one of a quarantine that is none", extra=facts)
         return False
     except (CouldNotCheck, MessagingError) as error:
         logger.error("Batch not resubmitted, it will be", extra={"message_id": receipt.id, "reason": str(error)})

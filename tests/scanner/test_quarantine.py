@@ -12,7 +12,8 @@ from click.testing import CliRunner, Result
 from scanner.cli import cli
 from shared.delta import DATABASE, DeltaLocation
 from shared.judgement import judge_stored
-from shared.quarantine import RECORD, quarantine
+from shared.quarantine import quarantine
+from shared.quarantine_record import RECORD
 from shared.settings import Settings
 from shared.storage import Store
 from shared.verdict import Depth

@@ -255,7 +255,7 @@ class TestTags:
         location = put_delta(broken, "words/tagged")
         verdict = judge_stored(store, location, Depth.LISTING, Settings(settle_seconds=0, arrival_seconds=0)).verdict
         healthy = type(verdict)(verdict.delta, Depth.OPEN, (), fingerprint=verdict.fingerprint)
-        store.set_tags(location.bucket, location.key(DATABASE), with_verdict({}, healthy, datetime.now(UTC)))
+        store.set_tags(location.bucket, location.key(DATABASE), with_verdict({}, healthy, datetime.now(UTC)) or {})
         return location
 
     @pytest.mark.server("moto")

@@ -16,11 +16,13 @@ import boto3
 import pytest
 
 from local.damage import apply_damage
+from shared.claims import CLAIMS
 from shared.delta import DATABASE, MANIFEST, DeltaLocation
 from shared.errors import StorageError, TargetError
 from shared.holding import Held, held_below, missing_copies, purge, restore
 from shared.judgement import judge_stored
-from shared.quarantine import HISTORY, RECORD, HistoryEntry, quarantine, read_history, write_history
+from shared.quarantine import quarantine
+from shared.quarantine_record import HISTORY, RECORD, HistoryEntry, read_history, write_history
 from shared.settings import Settings
 from shared.storage import Store
 from shared.upload import upload_delta
@@ -164,7 +166,7 @@ class TestRestore:
         (now,) = all_held(store)
         assert now.since == entry.at > held.since
 
-    def test_the_database_and_then_the_manifest_come_last(self, false_alarm: Held, settled: Settings) -> None:
+    def test_the_manifest_comes_first_and_the_database_last(self, false_alarm: Held, settled: Settings) -> None:
         written: list[str] = []
 
         def note(request: Any) -> None:
@@ -172,7 +174,7 @@ class TestRestore:
                 written.append(unquote(request.url).partition(f"/deltas/{KEY}/")[2])
 
         restore(faults.doing(note), false_alarm, settled)
-        assert written[-2:] == [DATABASE, MANIFEST]
+        assert (written[0], written[-1]) == (MANIFEST, DATABASE), "what is missing is listed by what is there"
         assert len(written) == len(false_alarm.record.files)
 
     def test_what_lies_in_its_place_is_not_touched(self, store: Store, hold: Hold, settled: Settings) -> None:
@@ -190,13 +192,13 @@ class TestRestore:
         copies = objects(held.place.prefix)
         for name in (DATABASE, "another.txt", BESIDE, MANIFEST):
             s3().put_object(Bucket="deltas", Key=f"{KEY}/{name}", Body=b"newer")
-        deleted: list[str] = []
-        watching = faults.doing(lambda r: deleted.append(r.url.rpartition("/")[2]) if r.method == "DELETE" else None)
-        restore(watching, held, settled, overwrite=True)
+        restore(store, held, settled, overwrite=True)
         there = objects(f"{KEY}/")
         assert there.pop("another.txt"), "what is not the delta's stays"
         assert there == {name: copies[name] for name in (DATABASE, BESIDE)}
-        assert deleted[-3:-1] == [MANIFEST, DATABASE], "nothing looks finished while the rest is replaced"
+        aside = next(h for h in all_held(store) if h.place != held.place)
+        assert {file.name for file in aside.record.files} == {DATABASE, BESIDE, MANIFEST}, "it can be restored in turn"
+        assert objects(aside.place.prefix)[DATABASE] == hashlib.sha256(b"newer").hexdigest()
         assert read_history(store, held.place).entries[0].replaced == (DATABASE, BESIDE, MANIFEST)
 
     def test_an_upload_that_comes_meanwhile_is_not_overwritten(self, hold: Hold, settled: Settings) -> None:
@@ -314,7 +316,8 @@ class TestPurge:
         held = hold(KEY)
         deleted: list[str] = []
         purge(faults.doing(lambda r: deleted.append(r.url) if r.method == "DELETE" else None), held)
-        assert [url.endswith(RECORD) for url in deleted] == [False, False, True]
+        assert [url.endswith(RECORD) for url in deleted if CLAIMS not in url] == [False, False, True]
+        assert objects(f"quarantine/{CLAIMS}/") == {}, "and the claims with it"
 
     def test_what_was_restored_a_moment_ago_is_kept(self, store: Store, hold: Hold) -> None:
         held = hold(KEY)

@@ -22,16 +22,8 @@ from shared.delta import DATABASE, MANIFEST, DeltaLocation
 from shared.errors import DeltaguardError, StorageError
 from shared.judgement import Judgement, judge_stored
 from shared.manifest import Manifest, ManifestFile, encode_checksum
-from shared.quarantine import (
-    HISTORY,
-    RECORD,
-    Quarantined,
-    held_name,
-    latest_record,
-    place_of,
-    quarantine,
-    read_history,
-)
+from shared.quarantine import Quarantined, quarantine
+from shared.quarantine_record import HISTORY, RECORD, held_name, latest_record, place_of, read_history, read_record
 from shared.settings import Settings
 from shared.storage import Store
 from shared.upload import upload_delta
@@ -125,7 +117,7 @@ def test_two_buckets_that_share_a_quarantine_are_not_mixed_up(
     before = objects(twin.bucket, "")
     quarantine(store, broken, judged(store, broken, settings), settings)
     assert latest_record(store, twin, settings) is None
-    with pytest.raises(StorageError, match=r"holds the same delta of s3://deltas: nothing of .* was deleted"):
+    with pytest.raises(StorageError, match=r"holds the same delta of s3://deltas/.*: nothing of .* was deleted"):
         quarantine(store, twin, judged(store, twin, settings), settings)
     assert objects(twin.bucket, "") == before
 
@@ -523,7 +515,8 @@ class TestHostileNames:
         moved = done.record.model_copy(update={"prefix": "words/delta/other/"})
         store.put(done.place.bucket, done.place.key(RECORD), moved.model_dump_json().encode())
         with pytest.raises(StorageError, match="the record of another place"):
-            latest_record(store, broken, settled)
+            read_record(store, done.place, settled)
+        assert latest_record(store, broken, settled) is None
 
 
 def put_manifest(store: Store, location: DeltaLocation, more: Iterable[str]) -> None:

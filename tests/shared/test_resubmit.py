@@ -5,19 +5,22 @@ from __future__ import annotations
 import itertools
 import json
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import Any, ClassVar
 
 import boto3
 import pytest
 
 from local.stack import BATCHES, NOTICES, LocalStack
+from shared.delta import DeltaLocation
 from shared.errors import MessagingError, SettingsError, StorageError, TargetError
 from shared.messaging import Messaging, current_messaging
 from shared.notices import Resubmission, ResubmissionExhausted, ResubmitRequest
+from shared.quarantine_record import RECORD
 from shared.resubmit import Outcome, resubmit
 from shared.settings import Settings
 from shared.storage import Store, current_store
 from tests import faults
+from tests.records import place_for, plant, quarantined, record_of
 from tests.uploads import stored
 
 ROLE = "arn:aws:iam::123456789012:role/states"
@@ -26,14 +29,12 @@ PASS = json.dumps({"StartAt": "Pass", "States": {"Pass": {"Type": "Pass", "End":
 
 def request_for(number: int, batch_id: str = "batch-40") -> ResubmitRequest:
     """The request of the number-th quarantine of a batch."""
-    return ResubmitRequest(
-        batch_id=batch_id,
-        delta=f"s3://deltas/words/delta/{number}/",
-        reason="sqlite.truncated: 100 bytes are lost",
-        attempt=None,
-        quarantine=f"s3://deltas/quarantine/words/delta/{number}/f{number}/",
-        fingerprint=f"f{number}",
-    )
+    return quarantined(f"s3://deltas/words/delta/{number}/", batch_id)
+
+
+def starts() -> dict[str, bytes]:
+    """What is remembered of starts."""
+    return stored("deltas", "quarantine/resubmissions/")
 
 
 @pytest.fixture
@@ -49,7 +50,8 @@ def test_a_request_starts_its_batch_with_all_that_is_known(stack: LocalStack, se
     assert ask(request_for(1), settings) is Outcome.STARTED
     (body,) = stack.taken(BATCHES)
     started = Resubmission.model_validate(body)
-    assert (started.batch_id, started.attempt, started.reason) == ("batch-40", 1, request_for(1).reason)
+    assert (started.batch_id, started.attempt) == ("batch-40", 1)
+    assert started.reason == "sqlite.truncated: 100 bytes are lost"
     assert (started.delta, started.quarantine) == (request_for(1).delta, request_for(1).quarantine)
 
 
@@ -95,9 +97,9 @@ def test_batches_are_counted_apart_whatever_their_ids_are(stack: LocalStack, set
     bodies = stack.taken(BATCHES)
     assert {body["batch_id"] for body in bodies} == set(hostile)
     assert len({body["id"] for body in bodies}) == len(hostile)
-    folders = {key.rpartition("/")[0] for key in stored("deltas")}
+    folders = {key.rpartition("/")[0] for key in starts()}
     assert len(folders) == len(hostile)
-    assert all(folder.startswith("quarantine/resubmissions/") and folder.count("/") == 2 for folder in folders)
+    assert all(folder.count("/") == 2 for folder in folders)
 
 
 def test_a_state_machine_is_started_once_for_each_quarantine(stack: LocalStack, monkeypatch: Any) -> None:
@@ -192,13 +194,14 @@ def test_a_request_that_is_refused_anywhere_can_be_repeated_and_counts_once(
 
 def test_a_damaged_count_stops_the_batch_instead_of_starting_it_for_ever(stack: LocalStack, settings: Settings) -> None:
     ask(request_for(1), settings)
-    (key,) = (key for key in stored("deltas") if key.endswith("/1.json"))
+    (key,) = (key for key in starts() if key.endswith("/1.json"))
     boto3.client("s3").put_object(Bucket="deltas", Key=key, Body=b"{}")
     with pytest.raises(StorageError, match="not a start of a batch"):
         ask(request_for(2), settings)
     assert len(stack.taken(BATCHES)) == 1
 
 
+@pytest.mark.usefixtures("bucket")
 def test_without_a_target_there_is_one_clear_error(store: Store) -> None:
     with pytest.raises(SettingsError, match="DELTAGUARD_RESUBMIT_TARGET is not set"):
         ask(request_for(1), Settings(), store)
@@ -208,4 +211,53 @@ def test_a_request_about_no_delta_in_s3_is_refused(settings: Settings) -> None:
     request = request_for(1).model_copy(update={"delta": "/etc/passwd"})
     with pytest.raises(TargetError):
         ask(request, settings)
-    assert stored("deltas") == {}
+    assert starts() == {}
+
+
+class TestForged:
+    """A message proves nothing, and a record proves something only where the layout has it."""
+
+    LIES: ClassVar[dict[str, dict[str, str]]] = {
+        "another delta": {"delta": "s3://deltas/words/delta/2/"},
+        "a delta of another bucket": {"delta": "s3://victim/words/delta/1/"},
+        "another fingerprint": {"fingerprint": "f" * 64},
+        "a fingerprint that is a path": {"fingerprint": "../../resubmissions"},
+        "another batch": {"batch_id": "batch-41"},
+        "another place": {"quarantine": "s3://deltas/quarantine/words/delta/2/"},
+        "a place that the producer may write": {"quarantine": f"s3://deltas/words/delta/9/{'f' * 64}/"},
+    }
+
+    @pytest.mark.parametrize("lie", LIES)
+    def test_a_request_that_differs_from_its_record_writes_nothing(
+        self, stack: LocalStack, settings: Settings, lie: str
+    ) -> None:
+        boto3.client("s3").create_bucket(Bucket="victim")
+        request = request_for(1).model_copy(update=self.LIES[lie])
+        with pytest.raises(TargetError):
+            ask(request, settings)
+        assert starts() == stored("victim") == {}
+        assert stack.taken(BATCHES) == []
+
+    def test_a_request_whose_record_was_purged_starts_nothing(self, stack: LocalStack, settings: Settings) -> None:
+        request = request_for(1)
+        place = place_for(record_of(DeltaLocation.parse(request.delta)))
+        boto3.client("s3").delete_object(Bucket="deltas", Key=place.key(RECORD))
+        with pytest.raises(TargetError, match="no record of a quarantine"):
+            ask(request, settings)
+        assert stack.taken(BATCHES) == []
+
+    def test_a_record_in_the_place_of_another_is_not_believed(self, settings: Settings) -> None:
+        request = request_for(1)
+        plant(record_of(DeltaLocation.parse("s3://deltas/words/delta/2/")), place_for(record_of(_location(request))))
+        with pytest.raises(TargetError, match="the record of another place"):
+            ask(request, settings)
+
+    def test_deltas_elsewhere_use_up_no_start_of_a_batch(self, settings: Settings) -> None:
+        """A manifest may name any batch: only that of deltas beside it is counted."""
+        elsewhere = [quarantined(f"s3://deltas/mallory/{number}/") for number in range(5)]
+        assert [ask(request, settings) for request in elsewhere][-1] is Outcome.EXHAUSTED
+        assert ask(request_for(1), settings) is Outcome.STARTED
+
+
+def _location(request: ResubmitRequest) -> DeltaLocation:
+    return DeltaLocation.parse(request.delta)

@@ -16,7 +16,9 @@ OTHERS = {"team": "search", "deltaguard-like": "x"}
 
 
 def tagged(depth: Depth = Depth.STRUCTURE, *findings: Finding) -> dict[str, str]:
-    return with_verdict(OTHERS, Verdict("d1", depth, findings, fingerprint=LISTING.fingerprint), NOW)
+    tags = with_verdict(OTHERS, Verdict("d1", depth, findings, fingerprint=LISTING.fingerprint), NOW)
+    assert tags is not None
+    return tags
 
 
 def test_a_verdict_is_five_tags_beside_those_of_others() -> None:
@@ -53,7 +55,7 @@ def test_a_note_does_not_weaken_a_tag() -> None:
     [
         DeltaFile("chroma.sqlite3", 4096, "ab", NOW),
         DeltaFile("chroma.sqlite3", 4097, "aa", NOW),
-        DeltaFile("chroma.sqlite4", 4096, "aa", NOW),
+        DeltaFile("chroma.sqlite3-wal", 4096, "aa", NOW),
     ],
 )
 def test_a_tag_loses_its_force_when_a_file_is_another_one(other: DeltaFile) -> None:

@@ -19,7 +19,7 @@ from hypothesis.stateful import RuleBasedStateMachine, precondition, rule, run_s
 from local.damage import apply_damage
 from local.stack import NOTICES, RESUBMIT, InvocationContext, LocalStack
 from shared.delta import DATABASE, MANIFEST
-from shared.quarantine import QuarantineRecord
+from shared.quarantine_record import QuarantineRecord
 from tests import faults
 from tests.samples import SAMPLES
 from tests.uploads import files_of, in_queue, manifest_of, put, s3_event, stored

@@ -10,24 +10,27 @@ import pytest
 
 from local.damage import apply_damage
 from local.stack import BATCHES, NOTICES, RESUBMIT, InvocationContext, LocalStack
-from shared.delta import DATABASE, MANIFEST
+from shared.delta import DATABASE, MANIFEST, DeltaLocation
 from shared.errors import SettingsError
 from shared.messaging import Messaging
 from shared.notices import ResubmitRequest
 from tests import faults
 from tests.conftest import CopyOf
+from tests.records import place_for, plant, record_of
 from tests.uploads import files_of, in_queue, manifest_of, put
 from validator.events import EventError
 from validator.handler import handler as validate
 from validator.resubmission import handler
 
+DELTA = "s3://deltas/words/delta/planted/"
+RECORDED = record_of(DeltaLocation.parse(DELTA))
 REQUEST = ResubmitRequest(
     batch_id="batch-40",
-    delta="s3://deltas/words/delta/1/",
+    delta=DELTA,
     reason="sqlite.truncated: 100 bytes are lost",
     attempt=1,
-    quarantine="s3://deltas/quarantine/words/delta/1/f1/",
-    fingerprint="f1",
+    quarantine=place_for(RECORDED).uri,
+    fingerprint=RECORDED.fingerprint,
 ).model_dump()
 
 
@@ -36,6 +39,7 @@ def environment(stack: LocalStack, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DELTAGUARD_SETTLE_SECONDS", "0")
     monkeypatch.setenv("DELTAGUARD_ARRIVAL_SECONDS", "0")
     monkeypatch.setenv("DELTAGUARD_DEPTH", "structure")
+    plant(RECORDED)
 
 
 def test_a_batch_that_stays_corrupt_is_processed_three_times_more_and_then_a_person_is_told(
@@ -96,11 +100,12 @@ def test_what_is_no_event_of_a_queue_is_refused(stack: LocalStack, event: Any) -
 
 
 def test_nothing_of_a_quarantined_delta_is_read_or_moved_for_its_batch(stack: LocalStack) -> None:
-    boto3.client("s3").put_object(Bucket="deltas", Key=f"words/delta/1/{DATABASE}", Body=b"newer")
+    boto3.client("s3").put_object(Bucket="deltas", Key=f"words/delta/planted/{DATABASE}", Body=b"newer")
     handler(in_queue(REQUEST), InvocationContext())
     listed = boto3.client("s3").list_objects_v2(Bucket="deltas")["Contents"]
     assert [entry["Key"].split("/")[:2] for entry in listed] == [
         ["quarantine", "resubmissions"],
         ["quarantine", "resubmissions"],
+        ["quarantine", "words"],
         ["words", "delta"],
     ]
