@@ -1,0 +1,113 @@
+"""The reader: all that the newest chromadb gives back of a directory, of every tenant and database.
+
+It is run by its path, with one argument, a directory that may be written to, and prints one pickled answer; it may die.
+The answer has `collections`, a list of dicts, and where reading failed `stage` and `error`.
+"""
+
+from __future__ import annotations
+
+import logging
+import pickle
+import sqlite3
+import sys
+from contextlib import closing, suppress
+from pathlib import Path
+from typing import Any
+
+_PAGE = 300
+_INCLUDE = ["embeddings", "documents", "metadatas", "uris"]
+
+
+def main() -> int:
+    """Prints the answer."""
+    logging.disable(logging.CRITICAL)
+    answer: dict[str, Any] = {"stage": "open", "collections": []}
+    try:
+        read(sys.argv[1], answer)
+        answer["stage"] = None
+    except BaseException as error:  # noqa: BLE001 -- a panic of Rust is no Exception
+        answer["error"] = f"{type(error).__name__}: {error}"[:500]
+    sys.stdout.buffer.write(pickle.dumps(answer))
+    sys.stdout.flush()
+    return 0
+
+
+def read(folder: str, answer: dict[str, Any]) -> None:
+    """Reads everything into `answer`.
+
+    Raises:
+        BaseException: Whatever Chroma raises.
+    """
+    import chromadb
+    from chromadb.config import Settings
+
+    settings = Settings(anonymized_telemetry=False)
+    for _ in range(2):  # the first one migrates, which another connection of the same client may not see
+        with suppress(chromadb.errors.NotFoundError, ValueError):  # the default database may be gone
+            chromadb.PersistentClient(folder, settings=settings).close()
+    for tenant, database in places(folder):
+        answer["stage"] = f"open {tenant}/{database}"
+        with chromadb.PersistentClient(folder, settings=settings, tenant=tenant, database=database) as client:
+            names = _names(client)
+            for name in names:
+                answer["stage"] = f"{tenant}/{database}/{name!r}"
+                answer["collections"].append({"at": (tenant, database), "name": name} | _collection(client, name, answer))
+
+
+def places(folder: str) -> list[tuple[str, str]]:
+    """Every tenant and database, as the tables of a directory have them; Chroma has no list of tenants."""
+    with closing(sqlite3.connect(Path(folder) / "chroma.sqlite3")) as database:
+        rows = database.execute("SELECT tenant_id, name FROM databases ORDER BY 1, 2").fetchall()
+    return [(tenant, name) for tenant, name in rows]
+
+
+def _names(client: Any) -> list[str]:
+    names: list[str] = []
+    while page := client.list_collections(limit=50, offset=len(names)):
+        names += [listed.name for listed in page]
+    return names
+
+
+def _collection(client: Any, name: str, answer: dict[str, Any]) -> dict[str, Any]:
+    at = answer["stage"]
+    collection = client.get_collection(name, embedding_function=None)
+    answer["stage"] = f"count of {at}"
+    count = collection.count()
+    answer["stage"] = f"get of {at}"
+    whole = collection.get(include=_INCLUDE)
+    answer["stage"] = f"pages of {at}"
+    paged: list[str] = []
+    for offset in range(0, count, _PAGE):
+        page = collection.get(limit=_PAGE, offset=offset, include=_INCLUDE)
+        if len(page["embeddings"]) != len(page["ids"]):
+            raise ValueError(f"{len(page['embeddings'])} vectors for {len(page['ids'])} ids")
+        paged += page["ids"]
+    if sorted(paged) != sorted(whole["ids"]) or count != len(whole["ids"]):
+        raise ValueError(f"counted {count}, got {len(whole['ids'])} at once and {len(paged)} in pages")
+    answer["stage"] = f"query of {at}"
+    if count:
+        found = collection.query(query_embeddings=[whole["embeddings"][0]], n_results=min(3, count))
+        if not found["ids"][0]:
+            raise ValueError("a query found nothing")
+    return {
+        "count": count,
+        "metadata": collection.metadata,
+        "ids": whole["ids"],
+        "vectors": [list(map(float, vector)) for vector in whole["embeddings"]] if count else [],
+        "documents": whole["documents"],
+        "metadatas": [_plain(metadata) for metadata in whole["metadatas"]],
+        "uris": whole["uris"],
+    }
+
+
+def _plain(metadata: dict[str, Any] | None) -> dict[str, Any] | None:
+    if metadata is None:
+        return None
+    return {
+        key: {"sparse": [list(value.indices), list(value.values)]} if hasattr(value, "indices") else value
+        for key, value in metadata.items()
+    }
+
+
+if __name__ == "__main__":
+    sys.exit(main())
