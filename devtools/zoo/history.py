@@ -172,8 +172,9 @@ class _Author:
         if rng.random() < 0.7 or "spaces" in self._kind.traits:
             hnsw["space"] = rng.choice(("l2", "cosine", "ip", "cosine"))
         if "defaults" not in self._kind.traits and rng.random() < 0.75:
-            threshold = rng.choice((2, 3, 5, 10, 25, 100))
-            hnsw |= {"sync_threshold": threshold, "batch_size": min(threshold, rng.choice((2, 2, 5, 25, 100)))}
+            least = 3 if self._release.legacy and rng.random() < 0.97 else 2  # refused, which leaves half a collection
+            threshold = max(least, rng.choice((2, 3, 5, 10, 25, 100)))
+            hnsw |= {"sync_threshold": threshold, "batch_size": min(threshold, rng.choice((least, 5, 25, 100)))}
         if self._has("tuned"):
             hnsw |= {"M": rng.choice((2, 5, 16, 64)), "construction_ef": rng.choice((2, 10, 200)), "search_ef": 20}
             hnsw |= {"num_threads": 1, "resize_factor": rng.choice((1.2, 2.0))}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import os
 import shutil
@@ -11,7 +12,8 @@ import venv
 from dataclasses import dataclass
 from pathlib import Path
 
-_HERE = Path(__file__).parent
+REQUIREMENTS = Path(__file__).parent / "requirements"
+"""Where the locked requirements of each release are; `lock.py` writes them."""
 _STUBS = {"onnxruntime": "", "tokenizers": "Tokenizer = object\n"}
 """Modules that some releases import as they start and no history needs: what their requirements leave out."""
 
@@ -86,19 +88,30 @@ def python_of(version: str) -> Path:
     Raises:
         subprocess.CalledProcessError: The requirements cannot be installed.
     """
-    locked = _HERE / "requirements" / f"{version}.txt"
+    locked = REQUIREMENTS / f"{version}.txt"
     folder = cache_folder() / "environments" / version
     python, stamp = folder / "bin" / "python", folder / ".installed"
-    wanted = hashlib.sha256(locked.read_bytes()).hexdigest()
-    if stamp.is_file() and stamp.read_text() == wanted:
-        return python
-    print(f"Making the environment of chromadb {version} ...", file=sys.stderr)  # noqa: T201
+    wanted = hashlib.sha256((REQUIREMENTS / "common.txt").read_bytes() + locked.read_bytes()).hexdigest()
+    if not _made(stamp, wanted):
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with (folder.parent / ".lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)  # somebody else may be making it
+            if not _made(stamp, wanted):
+                _make(folder, locked)
+                stamp.write_text(wanted)
+    return python
+
+
+def _made(stamp: Path, wanted: str) -> bool:
+    return stamp.is_file() and stamp.read_text() == wanted
+
+
+def _make(folder: Path, locked: Path) -> None:
+    print(f"Making the environment of chromadb {locked.stem} ...", file=sys.stderr)  # noqa: T201
     shutil.rmtree(folder, ignore_errors=True)
     venv.create(folder, with_pip=True)
     options = ["--quiet", "--disable-pip-version-check", "--no-deps", "--require-hashes"]
-    subprocess.run([python, "-m", "pip", "install", *options, "-r", locked], check=True)  # noqa: S603
+    subprocess.run([folder / "bin" / "python", "-m", "pip", "install", *options, "-r", locked], check=True)  # noqa: S603
     (packages,) = folder.glob("lib/python*/site-packages")
     for name, text in _STUBS.items():
         (packages / f"{name}.py").write_text(text)
-    stamp.write_text(wanted)
-    return python
