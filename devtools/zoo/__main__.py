@@ -24,18 +24,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for version in options.versions:
         python_of(version)
     seeds = range(options.seed, options.seed + options.count)
-    outcomes: list[Outcome] = []
+    outcomes, broken = list[Outcome](), list[str]()
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(options.jobs, mp_context=context) as pool:
-        waiting = [pool.submit(examine, seed, options.versions, options.kinds) for seed in seeds]
+        waiting = {pool.submit(examine, seed, options.versions, options.kinds): seed for seed in seeds}
         for done in as_completed(waiting):
+            if (error := done.exception()) is not None:  # of this program: the others go on
+                broken.append(f"{waiting[done]}: {error!r}")
+                continue
             outcome = done.result()
             outcomes.append(outcome)
             if outcome.disagreement:
                 keep(outcome, options.output)
                 print(f"{outcome.disagreement}: {label(outcome)}: {outcome.why[:160]}", file=sys.stderr)  # noqa: T201
     print("\n".join(table(outcomes)))  # noqa: T201
-    return 1 if any(outcome.disagreement for outcome in outcomes) else 0
+    print("\n".join(broken), file=sys.stderr)  # noqa: T201
+    return 1 if broken or any(outcome.disagreement for outcome in outcomes) else 0
 
 
 def _parsed(arguments: Sequence[str] | None) -> argparse.Namespace:

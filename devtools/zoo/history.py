@@ -1,4 +1,4 @@
-"""Random histories: what which release does to a directory. Plain data that JSON can hold, the same for the same seed."""
+"""Random histories: what which release does to a directory. Plain data, the same for the same seed."""
 
 from __future__ import annotations
 
@@ -12,12 +12,18 @@ from devtools.zoo.releases import NEWEST, RELEASES, Release
 from devtools.zoo.values import WORDS, Values, odd_id
 
 History = dict[str, Any]
-"""`seed`, `kind`, `steps`; a step is a `session` (one release, one client), a `server` (one release, several clients
+"""`seed`, `kind`, `steps`. A step is a `session` (one release, one client), a `server` (one release, several clients
 over HTTP) or `maintain` (what users do to a closed directory, by name)."""
 Op = dict[str, Any]
 At = tuple[str, str]
 
 DEFAULT: At = ("default_tenant", "default_database")
+
+
+_ALONE = {"sparse", "bulk", "wide"}
+"""Traits that `mixed` has not: a local client takes no sparse vectors, the others are long."""
+
+
 def make_history(seed: int, versions: Sequence[str] = RELEASES, kinds: Sequence[Kind] = KINDS) -> History:
     """The history of a seed. Seeds take turns among the kinds.
 
@@ -27,7 +33,7 @@ def make_history(seed: int, versions: Sequence[str] = RELEASES, kinds: Sequence[
         kinds: The kinds to take turns.
     """
     kind = kinds[seed % len(kinds)]
-    rng = random.Random(f"{seed} {kind.name}")
+    rng = random.Random(f"{seed} {kind.name}")  # noqa: S311 -- repeatable, not secret
     return {"seed": seed, "kind": kind.name, "steps": _Author(rng, kind, versions).steps()}
 
 
@@ -71,11 +77,11 @@ class _Author:
             if self._has("served"):
                 steps.append(self._served())
             else:
-                steps.append(self._session(number, len(chain)))
+                steps.append(self._session(number))
             if self._kind.maintenance and (number == len(chain) - 1 or self._rng.random() < 0.4):
                 steps.append({"step": "maintain", "name": self._rng.choice(self._kind.maintenance)})
                 if number == len(chain) - 1 and self._rng.random() < 0.4:  # and work goes on
-                    steps.append(self._session(number + 1, len(chain) + 1))
+                    steps.append(self._session(number + 1))
         return steps
 
     def _chain(self) -> list[Release]:
@@ -88,10 +94,10 @@ class _Author:
             chosen.append(rng.choice(versions))
         return chosen
 
-    def _session(self, number: int, of: int) -> dict[str, Any]:
+    def _session(self, number: int) -> dict[str, Any]:
         rng = self._rng
         ops = self._ops(number)
-        session = {"step": "session", "version": self._release.version, "ops": ops, "end": "close"}
+        session: dict[str, Any] = {"step": "session", "version": self._release.version, "ops": ops, "end": "close"}
         if self._has("killed"):
             session["end"] = "kill"
             if rng.random() < 0.7:

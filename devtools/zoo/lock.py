@@ -62,7 +62,7 @@ def _resolved(version: str) -> dict[str, str]:
         wishes = Path(scratch) / "wishes.in"
         wishes.write_text("\n".join(wanted) + "\n")
         left_out = [word for name in _LEFT_OUT for word in ("--no-emit-package", name)]
-        command = ["uv", "pip", "compile", wishes, *_OPTIONS, *left_out]
+        command = ["uv", "pip", "compile", str(wishes), *_OPTIONS, *left_out]
         text = subprocess.run(command, check=True, capture_output=True, text=True).stdout  # noqa: S603 -- ours
     blocks = [block.strip() for block in re.split(r"\n(?=\S)", text) if block.strip()]
     return {block.split("==")[0]: block for block in blocks}

@@ -73,7 +73,12 @@ MAINTENANCE: Mapping[str, Maintain] = {
     "reindex": _statements("REINDEX", "ANALYZE"),
     "page-size": _statements("PRAGMA page_size = 8192", "VACUUM"),
     "auto-vacuum": _statements("PRAGMA auto_vacuum = FULL", "VACUUM"),
-    "wal-mode": _statements("PRAGMA journal_mode = WAL", "CREATE TABLE my_writes (n)", "DROP TABLE my_writes", "PRAGMA wal_checkpoint(TRUNCATE)"),
+    "wal-mode": _statements(
+        "PRAGMA journal_mode = WAL",
+        "CREATE TABLE my_writes (n)",
+        "DROP TABLE my_writes",
+        "PRAGMA wal_checkpoint(TRUNCATE)",
+    ),
     "user-index": _statements(
         "CREATE INDEX IF NOT EXISTS my_index ON embedding_metadata (key, string_value)",
         "CREATE INDEX IF NOT EXISTS my_partial ON embeddings (embedding_id) WHERE segment_id IS NOT NULL",

@@ -66,10 +66,11 @@ class Model:
             if number not in journal:
                 self._split(op)
                 return  # the session ended here
-            if journal[number] is None:
+            error = journal[number]
+            if error is None:
                 for state in self.alternatives:
                     apply(state, op)
-            elif not journal[number].startswith(_REFUSALS):  # it failed, perhaps after it was half done
+            elif not error.startswith(_REFUSALS):  # it failed, perhaps after it was half done
                 self._split(op)
 
     def _split(self, op: Op) -> None:

@@ -63,7 +63,7 @@ def opinion(folder: Path, answer: Answer | None) -> Opinion:
 
 
 def content_difference(folder: Path, answer: Answer) -> str:
-    """How `shared.inspection.contents` differs from Chroma's answer about the default database; empty if it does not."""
+    """How the contents read from the bytes differ from Chroma's answer about the default database; empty if not."""
     wanted = {part["name"]: part for part in answer["collections"] if tuple(part["at"]) == DEFAULT}
     try:
         with opened_delta(folder) as delta:

@@ -108,5 +108,8 @@ def table(outcomes: Iterable[Outcome]) -> list[str]:
     rows = [(kind, *(str(counts[column] or "") for column in columns)) for kind, counts in sorted(kinds.items())]
     total: Counter[str] = sum(kinds.values(), Counter())
     rows.append(("all", *(str(total[column] or "") for column in columns)))
-    lines = ["".join(f"{cell:<32}" if not i else f"{cell:>14}" for i, cell in enumerate(row)) for row in (("kind", *columns), *rows)]
+    lines = [
+        "".join(f"{cell:<32}" if not i else f"{cell:>14}" for i, cell in enumerate(row))
+        for row in (("kind", *columns), *rows)
+    ]
     return [*lines, "", *(f"{count:>5}  {what}" for what, count in wrong.most_common())]

@@ -51,7 +51,9 @@ def read(folder: str, answer: dict[str, Any]) -> None:
             names = _names(client)
             for name in names:
                 answer["stage"] = f"{tenant}/{database}/{name!r}"
-                answer["collections"].append({"at": (tenant, database), "name": name} | _collection(client, name, answer))
+                answer["collections"].append(
+                    {"at": (tenant, database), "name": name} | _collection(client, name, answer)
+                )
 
 
 def places(folder: str) -> list[tuple[str, str]]:

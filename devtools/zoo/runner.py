@@ -18,7 +18,7 @@ from typing import Any
 from devtools.zoo.history import History, Op
 from devtools.zoo.maintenance import maintain
 from devtools.zoo.model import Model
-from devtools.zoo.releases import Release, python_of
+from devtools.zoo.releases import python_of
 
 _WRITER = Path(__file__).parent / "writer.py"
 _SESSION_SECONDS = 300.0
@@ -110,7 +110,9 @@ def perform(history: History, folder: Path, writers: Writers) -> tuple[Model, li
         else:
             parts, journals = _served(writers, step, folder)
         for ops, journal in zip(parts, journals, strict=True):
-            refused += [f"{step['version']} {ops[n]['do'] if n >= 0 else 'session'}: {why}" for n, why in journal.items() if why]
+            refused += [
+                f"{step['version']} {ops[n]['do'] if n >= 0 else 'session'}: {why}" for n, why in journal.items() if why
+            ]
             if -1 in journal:  # it did not open
                 continue
             model.follow(ops, journal)
@@ -129,9 +131,7 @@ def _read_journal(journal: Path) -> dict[int, str | None]:
     return {line.get("op", -1): line.get("error") or line.get("failed") for line in lines}
 
 
-def _served(
-    writers: Writers, step: dict[str, Any], folder: Path
-) -> tuple[list[list[Op]], list[dict[int, str | None]]]:
+def _served(writers: Writers, step: dict[str, Any], folder: Path) -> tuple[list[list[Op]], list[dict[int, str | None]]]:
     """Several clients of one server at once; their rows have ids of their own, so their order does not matter."""
     parts: list[list[Op]] = [step["before"]]
     with _server(step["version"], folder, step["end"]) as port:
@@ -166,10 +166,10 @@ def _server(version: str, folder: Path, end: str) -> Iterator[int]:
         port = listening.getsockname()[1]
     python = python_of(version)
     if version == "0.4.3":  # has no command of its own yet
-        command = [python, "-m", "uvicorn", "chromadb.app:app", "--host", "127.0.0.1", "--port", str(port)]
+        command = [str(python), "-m", "uvicorn", "chromadb.app:app", "--host", "127.0.0.1", "--port", str(port)]
     else:
         run = "from chromadb.cli.cli import app; app()"
-        command = [python, "-c", run, "run", "--path", str(folder), "--host", "127.0.0.1", "--port", str(port)]
+        command = [str(python), "-c", run, "run", "--path", str(folder), "--host", "127.0.0.1", "--port", str(port)]
     settings = {"IS_PERSISTENT": "True", "PERSIST_DIRECTORY": str(folder)} if version == "0.4.3" else {}
     with tempfile.TemporaryDirectory(prefix="zoo-") as scratch:
         server = subprocess.Popen(  # noqa: S603 -- ours

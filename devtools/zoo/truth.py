@@ -85,7 +85,9 @@ def _rows_difference(rows: dict[str, Row], part: dict[str, Any]) -> str | None:
         if not _same_vector(row.vector, part["vectors"][place]):
             return f"id {id_!r} has vector {part['vectors'][place][:4]}, was given {row.vector[:4]}"
         if part["documents"][place] != row.document:
-            return f"id {id_!r} has document {str(part['documents'][place])[:50]!r}, was given {str(row.document)[:50]!r}"
+            return (
+                f"id {id_!r} has document {str(part['documents'][place])[:50]!r}, was given {str(row.document)[:50]!r}"
+            )
         if not _same_metadata(part["metadatas"][place] or {}, row.metadata):
             return f"id {id_!r} has metadata {part['metadatas'][place]}, was given {row.metadata}"
         if part["uris"][place] != row.uri:

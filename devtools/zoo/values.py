@@ -10,11 +10,26 @@ from typing import Any
 from devtools.zoo.releases import Release
 
 WORDS = ("amber", "birch", "cedar", "delta", "fjörd", "grove", "雪", "ledge", "it's", '"quoted"', "%", "a_b", "\n", "🜁")
-_ODD_TEXTS = ("", " ", "\0", "a\0b", "null", "\ud7ff", "e\u0301", "x" * 70_000, "\r\n\t", "NULL", "'; --", "\ufeffbom", "ab")
+_ODD_TEXTS = (
+    "",
+    " ",
+    "\0",
+    "a\0b",
+    "null",
+    "\ud7ff",
+    "e\u0301",
+    "x" * 70_000,
+    "\r\n\t",
+    "NULL",
+    "'; --",
+    "\ufeffbom",
+    "ab",
+)
 _ODD_IDS = ("id 1", "größe", "数", "a/b", "../up", "'", '"', "%s", "\n", "0", "00", "NULL", "x" * 600, "a\0b", "🜁", " ")
 _WHOLE = (0, 1, -1, 2**31, -(2**31), 2**53, 2**63 - 1, -(2**63))
 _REAL = (0.0, 0.5, -0.25, 1.5e300, -2.5e-300, 1e16, 3.0)
 _ODD_NUMBERS = (0.0, -0.0, 1e-45, 3.4e38, -3.4e38, 1e-20, 1e20, 1.0)
+_LISTS = (["p", "q", "p"], [1, -2], [0.5, 1.5], [True, False], ["雪"], [3] * 20)
 _NOT_FINITE = (float("nan"), float("inf"), float("-inf"))
 
 
@@ -87,21 +102,17 @@ class Values:
         choices += ["none"] * (changes and self._release.can("forgetting") and self._has("odd_metadata"))
         choices += ["list"] * 4 * (self._has("lists") and self._release.can("lists"))
         choices += ["sparse"] * 4 * (self._has("sparse") and self._release.can("sparse"))
+        chosen = rng.choice(choices)
+        if chosen == "sparse":
+            indices = sorted(rng.sample(range(1_000), rng.choice((1, 2, 5))))
+            return {"sparse": [indices, [rng.randrange(1, 20) / 4 for _ in indices]]}
         odd = self._has("odd_metadata")
-        match rng.choice(choices):
-            case "text":
-                return rng.choice(_ODD_TEXTS if odd else WORDS)
-            case "whole":
-                return rng.choice(_WHOLE) if odd else rng.randrange(-5, 5)
-            case "real":
-                return rng.choice(_REAL) if odd else rng.randrange(-20, 20) / 4
-            case "truth":
-                return rng.random() < 0.5
-            case "none":
-                return None
-            case "list":
-                return rng.choice((["p", "q", "p"], [1, -2], [0.5, 1.5], [True, False], ["雪"], [3] * 20))
-            case _:
-                count = rng.choice((1, 2, 5))
-                indices = sorted(rng.sample(range(1_000), count))
-                return {"sparse": [indices, [rng.randrange(1, 20) / 4 for _ in indices]]}
+        values: dict[str, Any] = {
+            "text": rng.choice(_ODD_TEXTS if odd else WORDS),
+            "whole": rng.choice(_WHOLE) if odd else rng.randrange(-5, 5),
+            "real": rng.choice(_REAL) if odd else rng.randrange(-20, 20) / 4,
+            "truth": rng.random() < 0.5,
+            "list": rng.choice(_LISTS),
+            "none": None,
+        }
+        return values[chosen]

@@ -1,13 +1,13 @@
 """The writer: real clients of one chromadb, told what to do by a history.
 
-It is run by its path with the Python of an environment that holds some chromadb, and knows only the standard library and
-that chromadb. The process that was started imports chromadb and forks: each session of a history runs in a process of
-its own, which may be killed.
+It is run by its path with the Python of an environment that holds some chromadb, and knows only the standard library
+and that chromadb. The process that was started imports chromadb and forks: each session of a history runs in a
+process of its own, which may be killed.
 
-Each line on standard input is a request in JSON: `{"folder", "session", "journal", "seconds"}`; each line on standard
-output an answer: first `{"ready": version}`, then `{"status", "hung"}` of each session. A session acknowledges every
-operation in the journal, a file outside the folder, by one line of JSON: `{"op": i}`, with `"error"` where Chroma refused
-it. What is not acknowledged may or may not have been done.
+Each line on standard input is a request in JSON: `{"folder", "session", "journal", "seconds"}`; each line on
+standard output an answer: first `{"ready": version}`, then `{"status", "hung"}` of each session. A session acknowledges
+every operation in the journal, a file outside the folder, by one line of JSON: `{"op": i}`, with `"error"` where Chroma
+refused it. What is not acknowledged may or may not have been done.
 """
 
 from __future__ import annotations
