@@ -26,7 +26,6 @@ _LEFT_OUT = (
     "mpmath",
     "oauthlib",
     "onnxruntime",
-    "pandas",
     "pulsar-client",
     "requests-oauthlib",
     "sympy",
@@ -44,7 +43,8 @@ def main() -> int:
     for blocks in resolved.values():
         for name, block in blocks.items():
             pins[name].add(block)
-    common = {name: block for name, (block, *others) in ((n, sorted(b)) for n, b in pins.items()) if not others}
+    shared = {name for name in pins if 4 * sum(name in blocks for blocks in resolved.values()) > len(resolved)}
+    common = {name: min(blocks) for name, blocks in pins.items() if name in shared and len(blocks) == 1}
     _write("common", "", common)
     for version, blocks in resolved.items():
         _write(version, "-r common.txt\n", {name: block for name, block in blocks.items() if name not in common})

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import sqlite3
+import subprocess
+import sys
 from collections.abc import Callable, Mapping
 from contextlib import closing
 from pathlib import Path
@@ -61,12 +63,48 @@ def _full_text(tokenizer: str) -> Maintain:
 
 
 def _dumped(database: sqlite3.Connection) -> None:
-    """Makes every table of Chroma anew from its rows, as `.dump` into a new file does; row ids of tables go with it."""
+    """Makes every table anew from its rows, as `.dump` into a new file does. The full-text tables follow their rows."""
+    names = [name for (name,) in database.execute("SELECT name FROM sqlite_master WHERE sql LIKE 'CREATE VIRTUAL%'")]
+    tables = [(name, *_virtual(database, name)) for name in names]
+    for name in names:
+        database.execute(f'DROP TABLE "{name}"')
     script = "\n".join(database.iterdump())
     with closing(sqlite3.connect(":memory:", isolation_level=None)) as copy:
         copy.executescript(script)
+        for name, sql, column, rows in tables:
+            copy.execute(sql)
+            copy.executemany(f'INSERT INTO "{name}" (rowid, "{column}") VALUES (?, ?)', rows)
         copy.backup(database)
 
+
+def _virtual(database: sqlite3.Connection, name: str) -> tuple[str, str, list[tuple[int, str]]]:
+    (sql,) = database.execute("SELECT sql FROM sqlite_master WHERE name = ?", (name,)).fetchone()
+    column = database.execute(f'PRAGMA table_info("{name}")').fetchone()[1]
+    return sql, column, database.execute(f'SELECT rowid, "{column}" FROM "{name}" ORDER BY rowid').fetchall()
+
+
+def _cold_journal(database: sqlite3.Connection) -> None:
+    """Leaves a journal whose header is zero beside the database: it was committed."""
+    for statement in ("PRAGMA journal_mode = PERSIST", "CREATE TABLE my_writes (n)", "DROP TABLE my_writes"):
+        database.execute(statement).fetchall()
+
+
+def _hot_journal(database: sqlite3.Connection) -> None:
+    """Leaves the database half written and its journal beside it, as a killed process does: the next one rolls back."""
+    (folder,) = {Path(file).parent for _, name, file in database.execute("PRAGMA database_list") if name == "main"}
+    subprocess.run([sys.executable, "-c", _DIES, folder / DATABASE], check=True)  # noqa: S603 -- ours
+
+
+_DIES = """
+import os, sqlite3, sys
+database = sqlite3.connect(sys.argv[1], isolation_level=None)
+database.execute("PRAGMA cache_size = 2")
+database.execute("BEGIN IMMEDIATE")
+database.execute("UPDATE collections SET name = name || 'x'")
+database.execute("CREATE TABLE my_writes AS WITH RECURSIVE n (n) AS (VALUES (1) UNION ALL SELECT n + 1 FROM n LIMIT 5000)"
+                 " SELECT n, hex(randomblob(20)) FROM n")
+os._exit(0)
+"""
 
 MAINTENANCE: Mapping[str, Maintain] = {
     "vacuum": _statements("VACUUM"),
@@ -90,13 +128,18 @@ MAINTENANCE: Mapping[str, Maintain] = {
         "CREATE VIRTUAL TABLE IF NOT EXISTS my_search USING fts5(note)",
         "INSERT INTO my_search VALUES ('found by a tool')",
         "CREATE VIEW IF NOT EXISTS my_view AS SELECT count(*) AS n FROM embeddings",
-        "CREATE TRIGGER IF NOT EXISTS my_trigger AFTER INSERT ON my_notes BEGIN SELECT 1; END",
+    ),
+    "user-trigger": _statements(
+        "CREATE TABLE IF NOT EXISTS my_log (id INTEGER)",
+        "CREATE TRIGGER IF NOT EXISTS my_trigger AFTER INSERT ON my_log BEGIN SELECT 1; END",
     ),
     "purged": _purged,
     "full-text-rebuilt": _full_text("trigram"),
     "full-text-unicode61": _full_text("unicode61"),
     "full-text-optimized": _statements(f"INSERT INTO {_FULL_TEXT}({_FULL_TEXT}) VALUES ('optimize')"),
     "dumped": _dumped,
+    "cold-journal": _cold_journal,
+    "hot-journal": _hot_journal,
     "user-version": _statements("PRAGMA user_version = 7", "PRAGMA application_id = 99"),
     "secure-delete": _statements("PRAGMA secure_delete = ON", "DELETE FROM embeddings_queue WHERE 0", "VACUUM"),
 }

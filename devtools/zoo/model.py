@@ -23,6 +23,7 @@ _REFUSALS = (
     "NotFoundError",
     "UniqueConstraintError",
     "DuplicateIDError",
+    "ChromaError: Unimplemented",
 )
 """How errors begin that Chroma raises before it does anything."""
 

@@ -14,6 +14,7 @@ from devtools.zoo.kinds import KINDS
 from devtools.zoo.opinion import Opinion, opinion
 from devtools.zoo.runner import Writers
 from devtools.zoo.specimens import Specimen, specimen
+from devtools.zoo.truth import Reader
 from shared.verdict import Status
 
 
@@ -52,15 +53,19 @@ class Outcome:
         return "" if said is None else (" ".join(said.codes) or said.content)
 
 
-_writers: Writers | None = None
+_crew: tuple[Writers, Reader] | None = None
 
 
 def examine(seed: int, versions: Sequence[str], kinds: Sequence[str]) -> Outcome:
     """The outcome of a seed. Called in a process that keeps its writers for the next one."""
-    global _writers  # noqa: PLW0603 -- one for each worker
-    _writers = _writers or Writers()
+    global _crew  # noqa: PLW0603 -- one for each worker
+    _crew = _crew or (Writers(), Reader())
     history = make_history(seed, versions, [kind for kind in KINDS if kind.name in kinds])
-    made = specimen(history, _writers)
+    return judged(specimen(history, *_crew))
+
+
+def judged(made: Specimen) -> Outcome:
+    """A directory with Deltaguard's opinion of it."""
     if made.truth.outcome == "unknown":
         return Outcome(made, None)
     return Outcome(made, opinion(made.folder, made.truth.answer if made.truth.outcome != "fails" else None))

@@ -1,12 +1,11 @@
 """The reader: all that the newest chromadb gives back of a directory, of every tenant and database.
 
-It is run by its path, with one argument, a directory that may be written to, and prints one pickled answer; it may die.
-The answer has `collections`, a list of dicts, and where reading failed `stage` and `error`.
+A program like the writer: each request is `{"folder", "answer", "seconds"}`, a directory that may be written to, and a
+file for the answer, pickled: `collections`, a list of dicts, and where reading failed `stage` and `error`.
 """
 
 from __future__ import annotations
 
-import logging
 import pickle
 import sqlite3
 import sys
@@ -14,22 +13,20 @@ from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
 
+from devtools.zoo.writer import serve
+
 _PAGE = 300
 _INCLUDE = ["embeddings", "documents", "metadatas", "uris"]
 
 
-def main() -> int:
-    """Prints the answer."""
-    logging.disable(logging.CRITICAL)
+def _read(request: dict[str, Any]) -> None:
     answer: dict[str, Any] = {"stage": "open", "collections": []}
     try:
-        read(sys.argv[1], answer)
+        read(request["folder"], answer)
         answer["stage"] = None
     except BaseException as error:  # noqa: BLE001 -- a panic of Rust is no Exception
         answer["error"] = f"{type(error).__name__}: {error}"[:500]
-    sys.stdout.buffer.write(pickle.dumps(answer))
-    sys.stdout.flush()
-    return 0
+    Path(request["answer"]).write_bytes(pickle.dumps(answer))
 
 
 def read(folder: str, answer: dict[str, Any]) -> None:
@@ -112,4 +109,4 @@ def _plain(metadata: dict[str, Any] | None) -> dict[str, Any] | None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(serve(_read))

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 import socket
 import subprocess
 import tempfile
 import time
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -18,24 +17,37 @@ from typing import Any
 from devtools.zoo.history import History, Op
 from devtools.zoo.maintenance import maintain
 from devtools.zoo.model import Model
+from devtools.zoo.programs import NotDone, Program, environment
 from devtools.zoo.releases import python_of
 
 _WRITER = Path(__file__).parent / "writer.py"
 _SESSION_SECONDS = 300.0
 _SERVER_SECONDS = 60.0
 _MOST_WRITERS = 5
-_EPHEMERAL = {"HOME": "/nonexistent", "ANONYMIZED_TELEMETRY": "False"}
-
-
-class NotDone(Exception):
-    """A history could not be done to its end, for a reason of this machine or of a release that hangs."""
 
 
 class Writers:
-    """Writers that are ready, by release; the least recently used ones are ended."""
+    """Writers that are ready, by release; the least recently used ones are ended.
 
-    def __init__(self) -> None:
-        self._running: OrderedDict[str, subprocess.Popen[str]] = OrderedDict()
+    Args:
+        pythons: The Python that has a release, where it is not that of its own environment.
+    """
+
+    def __init__(self, pythons: Mapping[str, Path] | None = None) -> None:
+        self._pythons = pythons or {}
+        self._running: OrderedDict[str, Program] = OrderedDict()
+
+    def python(self, version: str) -> Path:
+        """The Python that has a release."""
+        return self._pythons.get(version) or python_of(version)
+
+    def start(self, version: str) -> Program:
+        """A new writer.
+
+        Raises:
+            NotDone: It does not start.
+        """
+        return Program([str(self.python(version)), "-I", str(_WRITER)])
 
     def run(self, version: str, folder: str, session: dict[str, Any], journal: Path) -> None:
         """Runs one session.
@@ -43,49 +55,26 @@ class Writers:
         Raises:
             NotDone: It hangs, or there is no such writer.
         """
-        writer = self._writer(version)
-        assert writer.stdin is not None and writer.stdout is not None
-        request = {"folder": folder, "session": session, "journal": str(journal), "seconds": _SESSION_SECONDS}
-        writer.stdin.write(json.dumps(request) + "\n")
-        writer.stdin.flush()
-        answer = writer.stdout.readline()
-        if not answer:
-            raise NotDone(f"the writer of {version} died")
-        if json.loads(answer)["hung"]:
-            raise NotDone(f"a session of {version} took more than {_SESSION_SECONDS:g} s")
+        self._writer(version).ask(request(folder, session, journal))
 
-    def _writer(self, version: str) -> subprocess.Popen[str]:
+    def _writer(self, version: str) -> Program:
         if version in self._running:
             self._running.move_to_end(version)
-            return self._running[version]
-        while len(self._running) >= _MOST_WRITERS:
-            _end(self._running.popitem(last=False)[1])
-        writer = subprocess.Popen(  # noqa: S603 -- ours
-            [python_of(version), "-I", _WRITER],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            text=True,
-            env={**os.environ, **_EPHEMERAL},
-        )
-        assert writer.stdout is not None
-        if not writer.stdout.readline():
-            raise NotDone(f"the writer of {version} does not start")
-        self._running[version] = writer
-        return writer
+        else:
+            while len(self._running) >= _MOST_WRITERS:
+                self._running.popitem(last=False)[1].finish()
+            self._running[version] = self.start(version)
+        return self._running[version]
 
     def close(self) -> None:
         """Ends them all."""
         while self._running:
-            _end(self._running.popitem()[1])
+            self._running.popitem()[1].finish()
 
 
-def _end(process: subprocess.Popen[str]) -> None:
-    for pipe in (process.stdin, process.stdout):
-        if pipe is not None:
-            pipe.close()
-    process.terminate()
-    process.wait()
+def request(folder: str, session: dict[str, Any], journal: Path) -> dict[str, Any]:
+    """What a writer is asked to do one session."""
+    return {"folder": folder, "session": session, "journal": str(journal), "seconds": _SESSION_SECONDS}
 
 
 def perform(history: History, folder: Path, writers: Writers) -> tuple[Model, list[str]]:
@@ -113,8 +102,6 @@ def perform(history: History, folder: Path, writers: Writers) -> tuple[Model, li
             refused += [
                 f"{step['version']} {ops[n]['do'] if n >= 0 else 'session'}: {why}" for n, why in journal.items() if why
             ]
-            if -1 in journal:  # it did not open
-                continue
             model.follow(ops, journal)
     return model, refused
 
@@ -134,37 +121,26 @@ def _read_journal(journal: Path) -> dict[int, str | None]:
 def _served(writers: Writers, step: dict[str, Any], folder: Path) -> tuple[list[list[Op]], list[dict[int, str | None]]]:
     """Several clients of one server at once; their rows have ids of their own, so their order does not matter."""
     parts: list[list[Op]] = [step["before"]]
-    with _server(step["version"], folder, step["end"]) as port:
-        journals = [_session(writers, step["version"], str(port), {"ops": step["before"], "end": "exit"})]
+    version = step["version"]
+    with _server(writers.python(version), version, folder, step["end"]) as port:
+        journals = [_session(writers, version, str(port), {"ops": step["before"], "end": "exit"})]
         with tempfile.TemporaryDirectory(prefix="zoo-") as scratch:
             clients = []
             for number, ops in enumerate(step["writers"]):
                 journal = Path(scratch) / str(number)
-                request = {"folder": str(port), "session": {"ops": ops, "end": "exit"}, "journal": str(journal)}
-                client = subprocess.Popen(  # noqa: S603 -- ours
-                    [python_of(step["version"]), "-I", _WRITER],
-                    stdin=subprocess.PIPE,
-                    stdout=subprocess.DEVNULL,
-                    stderr=subprocess.DEVNULL,
-                    text=True,
-                    env={**os.environ, **_EPHEMERAL},
-                )
-                assert client.stdin is not None
-                client.stdin.write(json.dumps({**request, "seconds": _SESSION_SECONDS}) + "\n")
-                client.stdin.close()
-                clients.append((client, ops, journal))
+                clients.append((writers.start(version), ops, journal))
+                clients[-1][0].send(request(str(port), {"ops": ops, "end": "exit"}, journal))
             for client, ops, journal in clients:
-                client.wait()
+                client.finish()
                 parts.append(ops)
                 journals.append(_read_journal(journal))
     return parts, journals
 
 
 @contextmanager
-def _server(version: str, folder: Path, end: str) -> Iterator[int]:
+def _server(python: Path, version: str, folder: Path, end: str) -> Iterator[int]:
     with socket.create_server(("127.0.0.1", 0)) as listening:
         port = listening.getsockname()[1]
-    python = python_of(version)
     if version == "0.4.3":  # has no command of its own yet
         command = [str(python), "-m", "uvicorn", "chromadb.app:app", "--host", "127.0.0.1", "--port", str(port)]
     else:
@@ -177,7 +153,7 @@ def _server(version: str, folder: Path, end: str) -> Iterator[int]:
             cwd=scratch,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
-            env={**os.environ, **_EPHEMERAL, **settings},
+            env=environment(**settings),
         )
         try:
             _await_port(server, port, version)

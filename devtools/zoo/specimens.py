@@ -14,11 +14,12 @@ from pathlib import Path
 
 from devtools.zoo.history import History
 from devtools.zoo.model import TooUncertain
+from devtools.zoo.programs import NotDone
 from devtools.zoo.releases import cache_folder
-from devtools.zoo.runner import NotDone, Writers, perform
-from devtools.zoo.truth import Truth, ask, compare
+from devtools.zoo.runner import Writers, perform
+from devtools.zoo.truth import Reader, Truth, compare
 
-_PROGRAMS = ("writer.py", "reader.py", "runner.py", "model.py", "truth.py", "maintenance.py")
+_PROGRAMS = ("writer.py", "reader.py", "programs.py", "runner.py", "model.py", "truth.py", "maintenance.py")
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +39,7 @@ class Specimen:
     refused: tuple[str, ...]
 
 
-def specimen(history: History, writers: Writers) -> Specimen:
+def specimen(history: History, writers: Writers, reader: Reader) -> Specimen:
     """The directory of a history: from the cache, or made now."""
     text = json.dumps(history, sort_keys=True)
     folder = cache_folder() / "directories" / hashlib.sha256(f"{_generation()} {text}".encode()).hexdigest()[:24]
@@ -47,7 +48,7 @@ def specimen(history: History, writers: Writers) -> Specimen:
         folder.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".making-") as scratch:
             made = Path(scratch) / "made"
-            truth, refused = _make(history, made / "delta", writers)
+            truth, refused = _make(history, made / "delta", writers, reader)
             (made / "history.json").write_text(text)
             (made / known.name).write_bytes(pickle.dumps((truth, refused)))
             shutil.rmtree(folder, ignore_errors=True)
@@ -56,14 +57,14 @@ def specimen(history: History, writers: Writers) -> Specimen:
     return Specimen(history, folder / "delta", truth, refused)
 
 
-def _make(history: History, folder: Path, writers: Writers) -> tuple[Truth, tuple[str, ...]]:
+def _make(history: History, folder: Path, writers: Writers, reader: Reader) -> tuple[Truth, tuple[str, ...]]:
     try:
         model, refused = perform(history, folder, writers)
     except (NotDone, TooUncertain) as error:
         return Truth("unknown", f"{type(error).__name__}: {error}", {"collections": []}), ()
     if not (folder / "chroma.sqlite3").exists():
         return Truth("unknown", "no release opened it", {"collections": []}), tuple(refused)
-    return compare(model, ask(folder)), tuple(refused)
+    return compare(model, reader.ask(folder)), tuple(refused)
 
 
 def _generation() -> str:

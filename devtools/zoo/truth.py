@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import pickle
 import shutil
-import subprocess
 import sys
 import tempfile
 from dataclasses import dataclass
@@ -15,8 +14,8 @@ from typing import Any
 import numpy as np
 
 from devtools.zoo.model import Model, Row, State
+from devtools.zoo.programs import NotDone, Program
 
-_READER = Path(__file__).parent / "reader.py"
 _READER_SECONDS = 900.0
 _COSINE_ROUNDING = 1e-5
 
@@ -38,20 +37,33 @@ class Truth:
     answer: Answer
 
 
-def ask(folder: Path) -> Answer:
-    """Everything that the newest Chroma, in a process of its own on a copy, gives back of a directory."""
-    with tempfile.TemporaryDirectory(prefix="zoo-") as scratch:
-        copy = shutil.copytree(folder, Path(scratch) / "copy")
-        try:
-            done = subprocess.run(  # noqa: S603 -- ours
-                [sys.executable, _READER, copy], capture_output=True, cwd=scratch, timeout=_READER_SECONDS, check=False
-            )
-        except subprocess.TimeoutExpired:
-            return {"collections": [], "stage": "any", "error": f"no answer in {_READER_SECONDS:g} s"}
-    if not done.stdout:
-        return {"collections": [], "stage": "any", "error": f"ended by {done.returncode}: {done.stderr[-300:]!r}"}
-    answer: Answer = pickle.loads(done.stdout)  # noqa: S301 -- ours
-    return answer
+class Reader:
+    """The newest Chroma, in a process forked for each directory."""
+
+    def __init__(self) -> None:
+        self._program = self._start()
+
+    def _start(self) -> Program:
+        return Program([sys.executable, "-m", "devtools.zoo.reader"], Path(__file__).parents[2])
+
+    def ask(self, folder: Path) -> Answer:
+        """Everything that it gives back of a copy of a directory."""
+        with tempfile.TemporaryDirectory(prefix="zoo-") as scratch:
+            copy, file = shutil.copytree(folder, Path(scratch) / "copy"), Path(scratch) / "answer"
+            try:
+                status = self._program.ask({"folder": str(copy), "answer": str(file), "seconds": _READER_SECONDS})
+            except NotDone as error:
+                self._program.finish()
+                self._program = self._start()
+                return {"collections": [], "stage": "any", "error": str(error)}
+            if not file.exists():
+                return {"collections": [], "stage": "any", "error": f"ended with wait status {status}"}
+            answer: Answer = pickle.loads(file.read_bytes())  # noqa: S301 -- ours
+            return answer
+
+    def close(self) -> None:
+        """Ends it."""
+        self._program.finish()
 
 
 def compare(model: Model, answer: Answer) -> Truth:

@@ -21,6 +21,7 @@ import sys
 import threading
 import time
 import warnings
+from collections.abc import Callable
 from typing import Any
 
 _DEFAULT = ("default_tenant", "default_database")
@@ -28,9 +29,18 @@ _DEFAULT = ("default_tenant", "default_database")
 
 def main() -> int:
     """Answers requests until standard input ends."""
-    answers = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)
     warnings.simplefilter("ignore")
+    return serve(_write)
+
+
+def serve(work: Callable[[dict[str, Any]], None]) -> int:
+    """Imports chromadb, then forks for each request, until standard input ends.
+
+    Args:
+        work: What is done with a request in a process of its own.
+    """
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # whatever a module prints is no answer
     logging.disable(logging.CRITICAL)
     import chromadb
 
@@ -39,8 +49,12 @@ def main() -> int:
         request = json.loads(line)
         child = os.fork()
         if child == 0:
-            os.close(answers.fileno())
-            _child(request)
+            try:
+                os.close(answers.fileno())
+                os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+                work(request)
+            finally:
+                os._exit(0)  # threads of Chroma need no goodbye
         _say(answers, _await(child, request["seconds"]))
     return 0
 
@@ -61,17 +75,12 @@ def _await(child: int, seconds: float) -> dict[str, Any]:
     return {"status": os.waitpid(child, 0)[1], "hung": hung}
 
 
-def _child(request: dict[str, Any]) -> None:
+def _write(request: dict[str, Any]) -> None:
     journal = os.open(request["journal"], os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-    code = 1
     try:
-        os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
         Session(request["folder"], request["session"], journal).run()
-        code = 0
     except BaseException as error:  # noqa: BLE001 -- a panic of Rust is no Exception
         _acknowledge(journal, {"failed": _shown(error)})
-    finally:
-        os._exit(code)
 
 
 def _acknowledge(journal: int, line: dict[str, Any]) -> None:
@@ -113,8 +122,7 @@ class Session:
         if self._session["end"] == "kill":
             os.kill(os.getpid(), signal.SIGKILL)
         if self._session["end"] == "close":
-            for client in self._clients.values():
-                _close(client)
+            _close(list(self._clients.values()))
 
     def _do(self, op: dict[str, Any]) -> None:
         do, at = op["do"], tuple(op.get("at", _DEFAULT))
@@ -176,13 +184,16 @@ def _kill_in(seconds: float) -> None:
     threading.Thread(target=kill, daemon=True).start()
 
 
-def _close(client: Any) -> None:
-    if hasattr(client, "close"):
-        client.close()
-    elif hasattr(client, "_system"):
-        client._system.stop()
-    else:  # 0.4.3
-        client.stop()
+def _close(clients: list[Any]) -> None:
+    stopped = set()
+    for client in clients:
+        if hasattr(client, "close"):
+            client.close()
+            continue
+        system = getattr(client, "_system", client)  # 0.4.3 has none
+        if id(system) not in stopped:  # several clients of a folder share it
+            system.stop()
+            stopped.add(id(system))
 
 
 def _create(client: Any, op: dict[str, Any]) -> None:
