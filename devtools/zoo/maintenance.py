@@ -101,8 +101,8 @@ database = sqlite3.connect(sys.argv[1], isolation_level=None)
 database.execute("PRAGMA cache_size = 2")
 database.execute("BEGIN IMMEDIATE")
 database.execute("UPDATE collections SET name = name || 'x'")
-database.execute("CREATE TABLE my_writes AS WITH RECURSIVE n (n) AS (VALUES (1) UNION ALL SELECT n + 1 FROM n LIMIT 5000)"
-                 " SELECT n, hex(randomblob(20)) FROM n")
+numbers = "WITH RECURSIVE n (n) AS (VALUES (1) UNION ALL SELECT n + 1 FROM n LIMIT 5000)"
+database.execute(f"CREATE TABLE my_writes AS {numbers} SELECT n, hex(randomblob(20)) FROM n")
 os._exit(0)
 """
 

@@ -32,7 +32,12 @@ class Outcome:
 
     @property
     def disagreement(self) -> str:
-        """In which way Deltaguard is wrong: `corrupt`, `not healthy`, `content`, `missed`; empty where it is right."""
+        """In which way Deltaguard says otherwise, empty where it does not.
+
+        `corrupt` and `not healthy`, though everything comes back; `search`, that it is not healthy where only
+        `$contains` does not work; `content`, it reads something else; `missed`, Chroma fails and depth `structure` does
+        not see it.
+        """
         said, truth = self.opinion, self.specimen.truth.outcome
         if said is None:
             return ""
@@ -40,6 +45,8 @@ class Outcome:
             return "corrupt"
         if truth == "complete" and not said.healthy:
             return "not healthy"
+        if truth == "unsearchable" and not said.healthy:
+            return "search"
         if said.healthy and truth != "fails" and said.content:
             return "content"
         return "missed" if truth == "fails" and said.statuses["structure"] == Status.HEALTHY else ""
@@ -109,7 +116,18 @@ def table(outcomes: Iterable[Outcome]) -> list[str]:
         if outcome.disagreement:
             kinds[outcome.specimen.history["kind"]][f"! {outcome.disagreement}"] += 1
             wrong[f"{outcome.disagreement}: {outcome.why[:100]}"] += 1
-    columns = ("complete", "differs", "fails", "unknown", "! corrupt", "! not healthy", "! content", "! missed")
+    columns = (
+        "complete",
+        "unsearchable",
+        "differs",
+        "fails",
+        "unknown",
+        "! corrupt",
+        "! not healthy",
+        "! search",
+        "! content",
+        "! missed",
+    )
     rows = [(kind, *(str(counts[column] or "") for column in columns)) for kind, counts in sorted(kinds.items())]
     total: Counter[str] = sum(kinds.values(), Counter())
     rows.append(("all", *(str(total[column] or "") for column in columns)))

@@ -1,7 +1,8 @@
 """The reader: all that the newest chromadb gives back of a directory, of every tenant and database.
 
 A program like the writer: each request is `{"folder", "answer", "seconds"}`, a directory that may be written to, and a
-file for the answer, pickled: `collections`, a list of dicts, and where reading failed `stage` and `error`.
+file for the answer, pickled: `collections`, a list of dicts, and where reading failed `stage` and `error`. `search` has
+what a search for words of the documents did not find, in words.
 """
 
 from __future__ import annotations
@@ -16,11 +17,13 @@ from typing import Any
 from devtools.zoo.writer import serve
 
 _PAGE = 300
+_SEARCHES = 25
+_SEARCH_OFF = "FTS indexing is disabled"
 _INCLUDE = ["embeddings", "documents", "metadatas", "uris"]
 
 
 def _read(request: dict[str, Any]) -> None:
-    answer: dict[str, Any] = {"stage": "open", "collections": []}
+    answer: dict[str, Any] = {"stage": "open", "collections": [], "search": []}
     try:
         read(request["folder"], answer)
         answer["stage"] = None
@@ -88,6 +91,7 @@ def _collection(client: Any, name: str, answer: dict[str, Any]) -> dict[str, Any
         found = collection.query(query_embeddings=[whole["embeddings"][0]], n_results=min(3, count))
         if not found["ids"][0]:
             raise ValueError("a query found nothing")
+    answer["search"] += [f"{name}: {why}" for why in _unfound(collection, whole)]
     return {
         "count": count,
         "metadata": collection.metadata,
@@ -97,6 +101,24 @@ def _collection(client: Any, name: str, answer: dict[str, Any]) -> dict[str, Any
         "metadatas": [_plain(metadata) for metadata in whole["metadatas"]],
         "uris": whole["uris"],
     }
+
+
+def _unfound(collection: Any, whole: dict[str, Any]) -> list[str]:
+    """What `$contains` does not find of words that are there; the index may be off by the collection's Schema."""
+    texts = dict(zip(whole["ids"], whole["documents"] or (), strict=False))
+    usual = [text[:20] for text in texts.values() if text and len(text) >= 3 and "\0" not in text]
+    unfound = []
+    for wanted in usual[:: max(1, len(usual) // _SEARCHES)]:
+        try:
+            found = collection.get(where_document={"$contains": wanted}, include=[])["ids"]
+        except Exception as error:
+            if _SEARCH_OFF in str(error):
+                return []
+            raise
+        missing = {id_ for id_, text in texts.items() if text and wanted in text} - set(found)
+        if missing:
+            unfound.append(f"{wanted!r} is not found in {sorted(missing)[:3]}")
+    return unfound
 
 
 def _plain(metadata: dict[str, Any] | None) -> dict[str, Any] | None:

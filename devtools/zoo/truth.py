@@ -27,7 +27,8 @@ class Truth:
     """What became of what was acknowledged.
 
     Args:
-        outcome: `complete`, `differs` or `fails`.
+        outcome: `complete`; `unsearchable`, where everything comes back but `$contains` does not find it; `differs` or
+            `fails`.
         why: In words, where it is not complete.
         answer: What Chroma gave back, as `reader.py` says.
     """
@@ -71,6 +72,8 @@ def compare(model: Model, answer: Answer) -> Truth:
     if answer.get("error"):
         return Truth("fails", f"{answer['stage']}: {answer['error']}", answer)
     whys = [_difference(state, answer) for state in model.alternatives]
+    if None in whys and answer["search"]:
+        return Truth("unsearchable", answer["search"][0], answer)
     if None in whys:
         return Truth("complete", "", answer)
     return Truth("differs", str(min(whys, key=lambda why: len(why or ""))), answer)
