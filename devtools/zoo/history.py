@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from devtools.zoo.kinds import KINDS, Kind
-from devtools.zoo.releases import NEWEST, RELEASES, Release
+from devtools.zoo.releases import NEWEST, RELEASES, TOOLS, Release
 from devtools.zoo.values import WORDS, Values, odd_id
 
 History = dict[str, Any]
@@ -20,7 +20,7 @@ At = tuple[str, str]
 DEFAULT: At = ("default_tenant", "default_database")
 
 
-_ALONE = {"sparse", "bulk", "wide"}
+_ALONE = {"sparse", "tools", "bulk", "wide"}
 """Traits that `mixed` has not: a local client takes no sparse vectors, the others are long."""
 
 
@@ -97,7 +97,8 @@ class _Author:
     def _session(self, number: int) -> dict[str, Any]:
         rng = self._rng
         ops = self._ops(number)
-        session: dict[str, Any] = {"step": "session", "version": self._release.version, "ops": ops, "end": "close"}
+        version = TOOLS if "tools" in self._kind.traits else self._release.version
+        session: dict[str, Any] = {"step": "session", "version": version, "ops": ops, "end": "close"}
         if self._has("killed"):
             session["end"] = "kill"
             if rng.random() < 0.7:
@@ -113,8 +114,16 @@ class _Author:
             for writer in writers:
                 for _ in range(self._rng.randrange(1, 6)):
                     writer.append(self._write(collection, fresh=True))
-        end = "kill" if self._has("killed") else "stop"
-        return {"step": "server", "version": self._release.version, "before": before, "writers": writers, "end": end}
+        step: dict[str, Any] = {
+            "step": "server",
+            "version": self._release.version,
+            "before": before,
+            "writers": writers,
+            "end": "stop",
+        }
+        if self._has("killed"):
+            step |= {"end": "kill", "kill_after": self._rng.choice((0, 50, 200, 500, 1_000))}
+        return step
 
     def _ops(self, number: int, *, few: bool = False) -> list[Op]:
         rng, ops = self._rng, list[Op]()
@@ -253,7 +262,7 @@ class _Author:
             if rng.random() < 0.7:  # rare: it takes many away
                 do = "update"
             else:
-                return {"do": do, **collection.place, "where": {"a": rng.choice((1, "amber", 0.5))}}
+                return {"do": do, **collection.place, "where": {"a": rng.choice(("amber", "birch"))}}
         some = rng.sample(known, min(len(known), rng.randrange(1, 9)))
         if do == "delete":
             if rng.random() < 0.2:
@@ -264,9 +273,24 @@ class _Author:
         ids = some if do == "update" else self._ids(collection, fresh=fresh)
         if do == "upsert" and not fresh:
             ids = list(dict.fromkeys([*ids, *some]))
+        if do != "update" and not fresh and self._has("tools"):
+            return self._by_tool(collection, ids)
         if do != "update":
             collection.ids = list(dict.fromkeys([*known, *ids]))
         return self._rows(do, collection, ids)
+
+    def _by_tool(self, collection: _Collection, ids: list[str]) -> Op:
+        """Rows as LangChain, LlamaIndex and Haystack write them: each with a text, a vector and metadata."""
+        values, collection.ids = self._values(), list(dict.fromkeys([*collection.ids, *ids]))
+        return {
+            "do": "tool",
+            "tool": self._rng.choice(("langchain", "llama_index", "haystack")),
+            **collection.place,
+            "ids": ids,
+            "documents": values.documents(len(ids)),
+            "embeddings": [values.vector(collection.dimension) for _ in ids],
+            "metadatas": [values.metadata(changes=False) or {} for _ in ids],
+        }
 
     def _ids(self, collection: _Collection, *, fresh: bool) -> list[str]:
         rng, ids = self._rng, list[str]()

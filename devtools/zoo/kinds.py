@@ -56,6 +56,7 @@ KINDS: tuple[Kind, ...] = (
     _kind("tenants-dropped", "tenants", "restructured", needs=("tenants", "drop_database")),
     _kind("schema", "schema", needs=("schema",)),
     _kind("sparse", "sparse", "served", needs=("sparse",)),
+    _kind("tools", "tools", needs=("lists",)),
     _kind("served", "served"),
     _kind("served-killed", "served", "killed"),
     _kind("killed", "killed"),

@@ -13,7 +13,7 @@ import tempfile
 from collections import defaultdict
 from pathlib import Path
 
-from devtools.zoo.releases import RELEASES, REQUIREMENTS, Release
+from devtools.zoo.releases import NEWEST, RELEASES, REQUIREMENTS, TOOLS, Release
 
 _LEFT_OUT = (
     "coloredlogs",
@@ -33,12 +33,15 @@ _LEFT_OUT = (
     "uvloop",
     "websocket-client",
 )
+_OF_LEGACY = ("fastapi<0.116", "numpy<2", "setuptools<80")  # a later FastAPI refuses what their own clients send
+_TOOLS = ("langchain-chroma", "llama-index-vector-stores-chroma", "chroma-haystack")
 _OPTIONS = ("--python-version", "3.11", "--generate-hashes", "--no-header", "--no-annotate", "--no-emit-index-url")
 
 
 def main() -> int:
     """Writes the files."""
-    resolved = {version: _resolved(version) for version in RELEASES}
+    resolved = {version: _resolved(*_wanted(version)) for version in RELEASES}
+    resolved[TOOLS] = _resolved(*_wanted(NEWEST), *_TOOLS)
     pins: dict[str, set[str]] = defaultdict(set)
     for blocks in resolved.values():
         for name, block in blocks.items():
@@ -51,13 +54,16 @@ def main() -> int:
     return 0
 
 
-def _resolved(version: str) -> dict[str, str]:
-    """The pinned requirements of a release with their hashes, by name.
+def _wanted(version: str) -> tuple[str, ...]:
+    return (f"chromadb=={version}", *(_OF_LEGACY if Release(version).legacy else ()))
+
+
+def _resolved(*wanted: str) -> dict[str, str]:
+    """Requirements and what they require, pinned, with their hashes, by name.
 
     Raises:
         subprocess.CalledProcessError: They cannot be resolved.
     """
-    wanted = [f"chromadb=={version}", *(("numpy<2", "setuptools<80") if Release(version).legacy else ())]
     with tempfile.TemporaryDirectory() as scratch:
         wishes = Path(scratch) / "wishes.in"
         wishes.write_text("\n".join(wanted) + "\n")

@@ -24,6 +24,10 @@ _REFUSALS = (
     "UniqueConstraintError",
     "DuplicateIDError",
     "ChromaError: Unimplemented",
+    'Exception: {"error":"ValueError',
+    'Exception: {"detail":',
+    "ConnectError",
+    "ConnectionError",
 )
 """How errors begin that Chroma raises before it does anything."""
 
@@ -43,6 +47,21 @@ State = dict[At, dict[str, Rows]]
 """By tenant and database, by collection, by id."""
 
 
+@dataclass(frozen=True, slots=True)
+class Journal:
+    """What a session acknowledged.
+
+    Args:
+        outcomes: By the number of an operation, None where it was done, or why Chroma refused it.
+        calls: By number, the operations that a tool made of one.
+        end: What went wrong beside operations.
+    """
+
+    outcomes: Mapping[int, str | None]
+    calls: Mapping[int, list[Op]]
+    end: str | None = None
+
+
 class TooUncertain(Exception):
     """So many operations were not acknowledged that anything may be there."""
 
@@ -53,24 +72,26 @@ class Model:
     def __init__(self) -> None:
         self.alternatives: list[State] = [{DEFAULT: {}}]
 
-    def follow(self, ops: Iterable[Op], journal: Mapping[int, str | None]) -> None:
+    def follow(self, ops: Iterable[Op], journal: Journal) -> None:
         """Takes over what a session did.
 
         Args:
             ops: Its operations.
-            journal: By their number, None for an operation that was acknowledged, or why Chroma refused it.
+            journal: What it acknowledged.
 
         Raises:
             TooUncertain: There are too many alternatives.
         """
         for number, op in enumerate(ops):
-            if number not in journal:
+            if number not in journal.outcomes:
                 self._split(op)
                 return  # the session ended here
-            error = journal[number]
+            error = journal.outcomes[number]
             if error is None:
-                for state in self.alternatives:
-                    apply(state, op)
+                place = {key: op[key] for key in ("at", "name") if key in op}
+                for call in journal.calls.get(number, [op]):
+                    for state in self.alternatives:
+                        apply(state, place | call)
             elif not error.startswith(_REFUSALS):  # it failed, perhaps after it was half done
                 self._split(op)
 

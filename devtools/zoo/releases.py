@@ -34,6 +34,8 @@ RELEASES = (
     "1.5.9",
 )
 NEWEST = RELEASES[-1]
+TOOLS = f"{NEWEST}+tools"
+"""An environment of the newest release with what writes through it: LangChain, LlamaIndex and Haystack."""
 
 _SINCE = {
     "truth": "0.4.15",  # truth values in metadata

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import signal
 import socket
 import subprocess
 import tempfile
@@ -16,7 +15,7 @@ from typing import Any
 
 from devtools.zoo.history import History, Op
 from devtools.zoo.maintenance import maintain
-from devtools.zoo.model import Model
+from devtools.zoo.model import Journal, Model
 from devtools.zoo.programs import NotDone, Program, environment
 from devtools.zoo.releases import python_of
 
@@ -99,30 +98,33 @@ def perform(history: History, folder: Path, writers: Writers) -> tuple[Model, li
         else:
             parts, journals = _served(writers, step, folder)
         for ops, journal in zip(parts, journals, strict=True):
-            refused += [
-                f"{step['version']} {ops[n]['do'] if n >= 0 else 'session'}: {why}" for n, why in journal.items() if why
-            ]
+            refused += [f"{step['version']} {ops[n]['do']}: {why}" for n, why in journal.outcomes.items() if why]
+            refused += [f"{step['version']} session: {journal.end}"] if journal.end else []
             model.follow(ops, journal)
     return model, refused
 
 
-def _session(writers: Writers, version: str, folder: str, session: dict[str, Any]) -> dict[int, str | None]:
+def _session(writers: Writers, version: str, folder: str, session: dict[str, Any]) -> Journal:
     with tempfile.TemporaryDirectory(prefix="zoo-") as scratch:
         journal = Path(scratch) / "journal"
         writers.run(version, folder, session, journal)
         return _read_journal(journal)
 
 
-def _read_journal(journal: Path) -> dict[int, str | None]:
+def _read_journal(journal: Path) -> Journal:
     lines = [json.loads(line) for line in journal.read_text().splitlines()] if journal.exists() else []
-    return {line.get("op", -1): line.get("error") or line.get("failed") for line in lines}
+    return Journal(
+        {line["op"]: line.get("error") for line in lines if "op" in line},
+        {line["op"]: line["calls"] for line in lines if "calls" in line},
+        next((line["failed"] for line in lines if "failed" in line), None),
+    )
 
 
-def _served(writers: Writers, step: dict[str, Any], folder: Path) -> tuple[list[list[Op]], list[dict[int, str | None]]]:
+def _served(writers: Writers, step: dict[str, Any], folder: Path) -> tuple[list[list[Op]], list[Journal]]:
     """Several clients of one server at once; their rows have ids of their own, so their order does not matter."""
     parts: list[list[Op]] = [step["before"]]
     version = step["version"]
-    with _server(writers.python(version), version, folder, step["end"]) as port:
+    with _server(writers.python(version), version, folder) as (server, port):
         journals = [_session(writers, version, str(port), {"ops": step["before"], "end": "exit"})]
         with tempfile.TemporaryDirectory(prefix="zoo-") as scratch:
             clients = []
@@ -130,6 +132,9 @@ def _served(writers: Writers, step: dict[str, Any], folder: Path) -> tuple[list[
                 journal = Path(scratch) / str(number)
                 clients.append((writers.start(version), ops, journal))
                 clients[-1][0].send(request(str(port), {"ops": ops, "end": "exit"}, journal))
+            if step["end"] == "kill":
+                time.sleep(step["kill_after"] / 1000)
+                server.kill()
             for client, ops, journal in clients:
                 client.finish()
                 parts.append(ops)
@@ -138,7 +143,7 @@ def _served(writers: Writers, step: dict[str, Any], folder: Path) -> tuple[list[
 
 
 @contextmanager
-def _server(python: Path, version: str, folder: Path, end: str) -> Iterator[int]:
+def _server(python: Path, version: str, folder: Path) -> Iterator[tuple[subprocess.Popen[bytes], int]]:
     with socket.create_server(("127.0.0.1", 0)) as listening:
         port = listening.getsockname()[1]
     if version == "0.4.3":  # has no command of its own yet
@@ -157,9 +162,9 @@ def _server(python: Path, version: str, folder: Path, end: str) -> Iterator[int]
         )
         try:
             _await_port(server, port, version)
-            yield port
+            yield server, port
         finally:
-            server.send_signal(signal.SIGKILL if end == "kill" else signal.SIGTERM)
+            server.terminate()
             try:
                 server.wait(_SERVER_SECONDS)
             except subprocess.TimeoutExpired:

@@ -48,7 +48,7 @@ def specimen(history: History, writers: Writers, reader: Reader) -> Specimen:
         folder.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".making-") as scratch:
             made = Path(scratch) / "made"
-            truth, refused = _make(history, made / "delta", writers, reader)
+            truth, refused = make(history, made / "delta", writers, reader)
             (made / "history.json").write_text(text)
             (made / known.name).write_bytes(pickle.dumps((truth, refused)))
             shutil.rmtree(folder, ignore_errors=True)
@@ -57,7 +57,12 @@ def specimen(history: History, writers: Writers, reader: Reader) -> Specimen:
     return Specimen(history, folder / "delta", truth, refused)
 
 
-def _make(history: History, folder: Path, writers: Writers, reader: Reader) -> tuple[Truth, tuple[str, ...]]:
+def make(history: History, folder: Path, writers: Writers, reader: Reader) -> tuple[Truth, tuple[str, ...]]:
+    """Makes the directory of a history in a new folder.
+
+    Returns:
+        The truth about it, and what Chroma refused on the way.
+    """
     try:
         model, refused = perform(history, folder, writers)
     except (NotDone, TooUncertain) as error:

@@ -114,30 +114,32 @@ class Session:
             if number == kill_at:
                 _kill_in(self._session["kill_after"] / 1000)
             try:
-                self._do(op)
+                done = self._do(op)
             except BaseException as error:  # noqa: BLE001
                 _acknowledge(self._journal, {"op": number, "error": _shown(error)})
             else:
-                _acknowledge(self._journal, {"op": number})
+                _acknowledge(self._journal, {"op": number} | done)
         if self._session["end"] == "kill":
             os.kill(os.getpid(), signal.SIGKILL)
         if self._session["end"] == "close":
             _close(list(self._clients.values()))
 
-    def _do(self, op: dict[str, Any]) -> None:
+    def _do(self, op: dict[str, Any]) -> dict[str, Any]:
+        """Does an operation, and returns what else is to be acknowledged: the `calls` that a tool made of it."""
         do, at = op["do"], tuple(op.get("at", _DEFAULT))
         if do in {"tenant", "database", "drop_database"}:
             self._administer(do, at)
-            return
+            return {}
         client = self._client(at)
         if do == "create":
             _create(client, op)
         elif do == "drop":
             client.delete_collection(op["name"])
-        elif do == "wait":
-            time.sleep(op["seconds"])
+        elif do == "tool":
+            return {"calls": _use_tool(client, self._folder, op)}
         else:
             _work(client.get_collection(op["name"], embedding_function=None), do, op)
+        return {}
 
     def _administer(self, do: str, at: tuple[str, str]) -> None:
         import chromadb
@@ -247,6 +249,72 @@ def _work(collection: Any, do: str, op: dict[str, Any]) -> None:
         collection.query(query_embeddings=[op["vector"]], n_results=2)
     else:
         raise ValueError(f"unknown operation {do!r}")
+
+
+def _use_tool(client: Any, folder: str, op: dict[str, Any]) -> list[dict[str, Any]]:
+    """Has a tool write rows to a collection.
+
+    Returns:
+        What it made of them: the calls of the collection's methods, as operations.
+    """
+    from chromadb.api.models.Collection import Collection
+
+    calls: list[dict[str, Any]] = []
+    kept = {name: getattr(Collection, name) for name in ("add", "update", "upsert", "delete")}
+
+    def recording(name: str) -> Any:
+        def call(collection: Any, **rows: Any) -> Any:
+            given = {key: value for key, value in rows.items() if value is not None}
+            calls.append(json.loads(json.dumps({"do": name, **given}, default=list)))
+            return kept[name](collection, **rows)
+
+        return call
+
+    for name in kept:
+        setattr(Collection, name, recording(name))
+    try:
+        {"langchain": _langchain, "llama_index": _llama_index, "haystack": _haystack}[op["tool"]](client, folder, op)
+    finally:
+        for name, method in kept.items():
+            setattr(Collection, name, method)
+    return calls
+
+
+def _langchain(client: Any, _: str, op: dict[str, Any]) -> None:
+    from langchain_chroma import Chroma
+    from langchain_core.embeddings import Embeddings
+
+    class Given(Embeddings):  # type: ignore[misc]
+        def embed_documents(self, _: list[str]) -> list[list[float]]:
+            return list(op["embeddings"])
+
+        def embed_query(self, _: str) -> list[float]:
+            return list(op["embeddings"][0])
+
+    store = Chroma(client=client, collection_name=op["name"], embedding_function=Given())
+    store.add_texts(op["documents"], metadatas=op["metadatas"], ids=op["ids"])
+
+
+def _llama_index(client: Any, _: str, op: dict[str, Any]) -> None:
+    from llama_index.core.schema import TextNode
+    from llama_index.vector_stores.chroma import ChromaVectorStore
+
+    collection = client.get_collection(op["name"], embedding_function=None)
+    columns = zip(op["ids"], op["documents"], op["embeddings"], op["metadatas"], strict=True)
+    ChromaVectorStore(chroma_collection=collection).add(
+        [TextNode(id_=id_, text=text, embedding=vector, metadata=more) for id_, text, vector, more in columns]
+    )
+
+
+def _haystack(_: Any, folder: str, op: dict[str, Any]) -> None:
+    from haystack import Document
+    from haystack_integrations.document_stores.chroma import ChromaDocumentStore
+
+    columns = zip(op["ids"], op["documents"], op["embeddings"], op["metadatas"], strict=True)
+    store = ChromaDocumentStore(collection_name=op["name"], persist_path=folder)
+    store.write_documents(
+        [Document(id=id_, content=text, embedding=vector, meta=more) for id_, text, vector, more in columns]
+    )
 
 
 def _metadata(metadata: dict[str, Any] | None) -> dict[str, Any] | None:
