@@ -7,7 +7,7 @@ STAMP := $(VENV)/.installed
 NODE_STAMP := node_modules/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo offline package test fast scorecard fuzz bench lint types imports docs check lock clean
+.PHONY: help venv demo offline package test fast scorecard fuzz bench zoo lint types imports docs check lock zoolock clean
 
 help:  ## what there is
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 12
@@ -50,6 +50,13 @@ scorecard: $(STAMP)  ## break hundreds of deltas, ask Chroma, and score every de
 fuzz: $(STAMP)  ## 100,000 broken inputs for the parsers
 	@$(BIN)/python -m tests.fuzz
 
+# The nightly form: make zoo COUNT=2000 SEED=$$(date +%s)
+COUNT ?= 200
+SEED ?= 0
+
+zoo: $(STAMP)  ## directories by real clients of 14 releases of Chroma, judged against the newest (10 minutes)
+	@$(BIN)/python -m devtools.zoo --count $(COUNT) --seed $(SEED)
+
 bench: $(STAMP)  ## every cost as a ratio to a named alternative
 	@$(BIN)/python -m bench
 
@@ -74,6 +81,9 @@ LEFT_OUT := hf-xet huggingface-hub kubernetes onnxruntime tokenizers uvloop
 lock:  ## resolve the requirements anew (needs uv)
 	uv pip compile pyproject.toml --extra dev --universal --python-version 3.11 --generate-hashes --no-header --no-annotate --no-emit-index-url --no-emit-package deltaguard -o requirements.lock
 	uv pip compile pyproject.toml --extra chroma --constraint requirements.lock --python-version 3.13 --python-platform x86_64-manylinux_2_34 --generate-hashes --no-header --no-annotate --no-emit-index-url $(foreach name,deltaguard $(LEFT_OUT),--no-emit-package $(name)) -o deploy/requirements.lock
+
+zoolock: $(STAMP)  ## resolve the requirements of the zoo's releases anew (needs uv)
+	@$(BIN)/python -m devtools.zoo.lock
 
 clean:  ## remove what make has made
 	rm -rf $(VENV) node_modules .serverless .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache

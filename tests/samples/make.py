@@ -2,7 +2,7 @@
 
     python3.11 -m venv old
     old/bin/pip install "chromadb==0.5.23" "numpy<2" "setuptools<80"
-    old/bin/python tests/samples/make.py [FOLDER]
+    PYTHONPATH=. old/bin/python tests/samples/make.py [FOLDER]
 
 It writes `<version>-<name>.tar.xz`, a delta, and `<version>-<name>.json`, what was put into it, to FOLDER (this one
 unless told otherwise). Only calls that every version since 0.4 has are made, and every embedding is given, so that no
@@ -16,7 +16,6 @@ import json
 import random
 import struct
 import sys
-import tarfile
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -24,6 +23,8 @@ from typing import Any
 import chromadb
 from chromadb.api.types import validate_metadata
 from chromadb.config import Settings
+
+from devtools.zoo.packing import blank, pack
 
 DIMENSION = 8
 WORDS = ("amber", "birch", "cedar", "delta", "ember", "fjörd", "grove", "haven", "inlet", "jetty", "雪", "ledge")
@@ -160,30 +161,6 @@ def empty(client: Any) -> list[Writer]:
     emptied.add(range(20))
     emptied.delete(range(20))
     return [Writer(client, "empty"), emptied]
-
-
-def blank(folder: Path) -> None:
-    """Zeroes the slots that no vector has taken: Chroma writes whatever was in its memory there."""
-    for header in folder.rglob("header.bin"):
-        count, record = struct.unpack_from("<QQ", header.read_bytes(), 20)
-        for name, width in (("data_level0.bin", record), ("length.bin", 4)):
-            path = header.with_name(name)
-            content = path.read_bytes()
-            path.write_bytes(content[: count * width].ljust(len(content), b"\0"))
-
-
-def pack(folder: Path, target: Path) -> None:
-    """The folder as a tar file that tells nothing of the machine it was made on."""
-
-    def anonymous(member: tarfile.TarInfo) -> tarfile.TarInfo:
-        member.mtime, member.mode = 0, 0o755 if member.isdir() else 0o644
-        member.uid = member.gid = 0
-        member.uname = member.gname = ""
-        return member
-
-    with tarfile.open(target, "w:xz", preset=9, format=tarfile.GNU_FORMAT) as archive:
-        for path in sorted(folder.rglob("*")):
-            archive.add(path, path.relative_to(folder).as_posix(), recursive=False, filter=anonymous)
 
 
 def make(folder: Path, version: str) -> None:

@@ -1,0 +1,116 @@
+"""What Deltaguard says of a directory: at every depth, and what it reads from the bytes."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from devtools.zoo.history import DEFAULT
+from devtools.zoo.truth import Answer
+from shared.errors import DeltaguardError
+from shared.inspection.contents import OpenDelta, opened_delta
+from shared.judgement import judge_folder
+from shared.settings import Settings
+from shared.verdict import Depth, Status
+
+_PROBE_SECONDS = 900.0
+
+
+@dataclass(frozen=True, slots=True)
+class Opinion:
+    """What Deltaguard says.
+
+    Args:
+        statuses: The status, by depth.
+        findings: What it found that is more than a note, each as `depth code: detail`.
+        content: How the contents it reads differ from Chroma's answer; empty where they do not.
+    """
+
+    statuses: dict[str, str]
+    findings: tuple[str, ...]
+    content: str
+
+    @property
+    def healthy(self) -> bool:
+        """Whether it says so at every depth."""
+        return set(self.statuses.values()) == {Status.HEALTHY.value}
+
+    @property
+    def codes(self) -> tuple[str, ...]:
+        """The codes of what it found, sorted."""
+        return tuple(sorted({finding.split(" ", 1)[1].split(":", 1)[0] for finding in self.findings}))
+
+
+def opinion(folder: Path, answer: Answer | None) -> Opinion:
+    """Judges a directory at every depth, and reads it.
+
+    Args:
+        folder: The directory. It is not written to.
+        answer: What Chroma gave back of it, None where that is not to be compared.
+    """
+    settings = replace(Settings(), probe_timeout_seconds=_PROBE_SECONDS)
+    statuses, findings = dict[str, str](), list[str]()
+    for depth in Depth:
+        verdict = judge_folder(folder, depth, settings).verdict
+        statuses[depth.value] = verdict.status.value
+        if verdict.status is not Status.HEALTHY:
+            findings += [f"{depth.value} {found.code}: {found.detail}" for found in verdict.findings]
+    return Opinion(statuses, tuple(findings), "" if answer is None else content_difference(folder, answer))
+
+
+def content_difference(folder: Path, answer: Answer) -> str:
+    """How the contents read from the bytes differ from Chroma's answer about the default database; empty if not."""
+    wanted = {part["name"]: part for part in answer["collections"] if tuple(part["at"]) == DEFAULT}
+    try:
+        with opened_delta(folder) as delta:
+            names = [collection.name for collection in delta.collections]
+            if sorted(names) != sorted(wanted):
+                return f"collections {sorted(names)}, Chroma has {sorted(wanted)}"
+            for collection in delta.collections:
+                if collection.metadata != wanted[collection.name]["metadata"]:
+                    found, want = collection.metadata, wanted[collection.name]["metadata"]
+                    return f"{collection.name}: collection metadata {found}, Chroma has {want}"
+                why = _records_difference(delta, collection.name, wanted[collection.name])
+                if why:
+                    return f"{collection.name}: {why}"
+    except DeltaguardError as error:
+        return f"{type(error).__name__}: {error}"
+    return ""
+
+
+def _records_difference(delta: OpenDelta, name: str, part: dict[str, Any]) -> str:
+    place = {id_: number for number, id_ in enumerate(part["ids"])}
+    order: list[str] = []
+    for records in delta.records(name):
+        order += records.ids
+        for number, id_ in enumerate(records.ids):
+            if id_ not in place:
+                return f"id {id_!r}, which Chroma has not"
+            at = place[id_]
+            vector = np.array(part["vectors"][at], np.float32)
+            if not np.array_equal(records.vectors[number], vector, equal_nan=True):
+                return f"id {id_!r}: vector {records.vectors[number][:4].tolist()}, Chroma has {vector[:4].tolist()}"
+            for what, found, want in (
+                ("document", records.documents[number], part["documents"][at]),
+                ("metadata", records.metadatas[number], part["metadatas"][at]),
+                ("URI", records.uris[number], part["uris"][at]),
+            ):
+                if not _equal(found, want):
+                    return f"id {id_!r}: {what} {str(found)[:200]!r}, Chroma has {str(want)[:200]!r}"
+    if sorted(order) != sorted(part["ids"]):
+        return f"{len(order)} ids, Chroma has {len(part['ids'])}"
+    return ""
+
+
+def _equal(found: Any, want: Any) -> bool:
+    if isinstance(found, dict) and isinstance(want, dict):
+        return found.keys() == want.keys() and all(_equal(found[key], want[key]) for key in want)
+    if isinstance(found, list) and isinstance(want, list):
+        return len(found) == len(want) and all(map(_equal, found, want))
+    if isinstance(found, float) and isinstance(want, float) and math.isnan(want):
+        return math.isnan(found)
+    return type(found) is type(want) and bool(found == want)
