@@ -20,7 +20,7 @@ MAX_FILES = 20_000
 """Objects of its own that a listing of one delta may have; a longer one is not read to its end."""
 
 MAX_OWN_FILES = 5 * 1000 + 5
-"""Files of its own that a delta in S3 may have to be checked: indexes of 1,000 collections, database, journals, manifest."""
+"""Files of its own that a delta in S3 may have: indexes of 1,000 collections, the database, journals, the manifest."""
 
 MAX_OTHERS = 1000
 """How many objects that are not Chroma's are kept of a listing, for a manifest may name some of them."""

@@ -7,9 +7,9 @@ the process that started it, and each fork dies with it.
 Requests are lines of JSON on standard input: `{"folder", "scratch", "seconds", "memory", "file"}`: where the delta is
 (null: the fork makes one of its own, to show that Chroma works here at all), where the fork may write, how long it may
 take, how many bytes of memory it may use and how long a file may become that it writes. The answers are lines on
-standard output: first `{"ready": true}`, then for each request `{"status", "busy", "late", "grown"}`, the wait status of
-the fork, the processor time that it took, and whether it was ended because its time or its memory was used up. What the
-fork itself has to say is JSON in `scratch/answer`, what it read in `scratch/records`, and how far it came in
+standard output: first `{"ready": true}`, then for each request `{"status", "busy", "late", "grown"}`: the wait status
+of the fork, the processor time that it took, and whether it was ended because its time or its memory was used up. What
+the fork itself has to say is JSON in `scratch/answer`, what it read in `scratch/records`, and how far it came in
 `scratch/progress`.
 """
 

@@ -135,7 +135,7 @@ REFERENCES = {
 def test_no_table_of_many_rows_exhausts_the_reader(
     table: str, filled: bool, flushed_delta: Path, copy_of: CopyOf
 ) -> None:
-    """The table without its indexes and conditions, its rows as short as they can be, or such that they are looked at."""
+    """The table without its indexes and conditions; its rows as short as they can be, or such that they are read."""
     delta = copy_of(flushed_delta)
     names = columns(delta, table)
     values = [(REFERENCES.get(name, "i") if filled else "NULL") for name in names]
@@ -145,7 +145,8 @@ def test_no_table_of_many_rows_exhausts_the_reader(
         f"CREATE TABLE plain AS SELECT * FROM {table}",
         f"DROP TABLE {table}" if "fulltext" not in table else "SELECT 1",
         f"ALTER TABLE plain RENAME TO {table}" if "fulltext" not in table else "SELECT 1",
-        f"INSERT INTO {'plain' if 'fulltext' in table else table} {COUNTED.format(rows)} SELECT {', '.join(values)} FROM c",
+        f"INSERT INTO {'plain' if 'fulltext' in table else table} {COUNTED.format(rows)} "
+        f"SELECT {', '.join(values)} FROM c",
     )
     assert judged(delta)["status"] in ANY
 
