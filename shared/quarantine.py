@@ -70,15 +70,17 @@ def quarantine(store: Store, location: DeltaLocation, judgement: Judgement, sett
     Args:
         store: Where the delta lies.
         location: Its bucket and prefix.
-        judgement: The verdict `corrupt` on it, with the listing that was judged.
+        judgement: The confirmed verdict `corrupt` on it, with the listing that was judged.
         settings: Where quarantine is.
 
     Raises:
-        DeltaguardError: The verdict is not `corrupt`, or the delta lies in quarantine already.
+        DeltaguardError: The verdict is not `corrupt`, or not confirmed, or the delta lies in quarantine already.
         StorageError: A request failed. Nothing is lost; the same call may be made again.
     """
     if judgement.verdict.status is not Status.CORRUPT:
         raise DeltaguardError(f"{location.uri}: only a corrupt delta is quarantined, not {judgement.verdict.status}")
+    if not judgement.confirmed:
+        raise DeltaguardError(f"{location.uri}: only the bytes say corrupt, and no second witness was asked")
     if not judgement.listing.files:
         raise DeltaguardError(f"{location.uri}: no file of a delta lies there, so there is nothing to move")
     if judgement.listing.below or judgement.listing.unseen:

@@ -70,7 +70,7 @@ def _tracer() -> Tracer:
 
 
 def count_verdict(component: str, stage: str, verdict: Verdict, collection: str) -> None:
-    """Sends the metrics of one verdict: attempts, duration, and the one that its status stands for."""
+    """Sends the metrics of one verdict: attempts, duration, the one that its status stands for, and disagreement."""
     outcome = {
         Status.HEALTHY: "DeltaValidationSuccess",
         Status.CORRUPT: "DeltaValidationFailures",
@@ -79,6 +79,7 @@ def count_verdict(component: str, stage: str, verdict: Verdict, collection: str)
     metrics = {"DeltaValidationAttempts": 1.0, **dict.fromkeys(outcome.values(), 0.0)}
     if verdict.status in outcome:
         metrics[outcome[verdict.status]] = 1.0
+    metrics["VerdictDisagreements"] = float(any(f.code == "verdict.disagreement" for f in verdict.observed))
     _emit(component, stage, collection, metrics, verdict.depth.value, verdict.duration_ms)
 
 

@@ -21,12 +21,11 @@ from compaction.chunk import process
 from shared.client import s3_client
 from shared.delta import DeltaLocation
 from shared.holding import held_below, purge, restore
-from shared.judgement import judge_stored
 from shared.quarantine import quarantine
 from shared.settings import Settings
 from shared.storage import Store
 from shared.upload import upload_delta
-from shared.verdict import Depth
+from tests.verdicts import confirmed
 
 ROOT = Path(__file__).parent.parent
 SETTINGS = Settings(settle_seconds=0, arrival_seconds=0)
@@ -59,7 +58,7 @@ def _upload(store: Store, folder: str, bucket: str, key: str) -> None:
 
 def _quarantine(store: Store, bucket: str, key: str) -> None:
     location = DeltaLocation(bucket, key + "/")
-    judgement = judge_stored(Store(s3_client()), location, Depth.STRUCTURE, SETTINGS)
+    judgement = confirmed(Store(s3_client()), location, SETTINGS)
     if not judgement.gone:
         quarantine(store, location, judgement, SETTINGS)
 

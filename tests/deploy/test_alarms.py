@@ -34,6 +34,7 @@ ALARMS = {
     "ResubmissionExhausted",
     "FunctionsFailing",
     "OldestMessage",
+    "Disagreement",
 }
 Metric = tuple[str, str, frozenset[tuple[str, str]]]
 

@@ -17,14 +17,14 @@ from shared import notices
 from shared.chunk import Chunk
 from shared.client import s3_client
 from shared.errors import TargetError
-from shared.judgement import judge_stored
 from shared.messaging import current_messaging
 from shared.quarantine import quarantine
 from shared.settings import Settings
 from shared.storage import Store
-from shared.verdict import Depth, Status
+from shared.verdict import Status
 from tests import faults
 from tests.conftest import CopyOf, PutDelta
+from tests.verdicts import confirmed
 from validator.response import respond
 
 
@@ -73,7 +73,7 @@ def test_a_quarantined_delta_is_named_with_its_place_and_reason(
     bucket: str, store: Store, broken_delta: Path, put_delta: PutDelta, settled: Settings
 ) -> None:
     location = put_delta(broken_delta, "d/1")
-    done = quarantine(store, location, judge_stored(store, location, Depth.STRUCTURE, settled), settled)
+    done = quarantine(store, location, confirmed(store, location, settled), settled)
     with pytest.raises(ChunkRejected, match=r"quarantine\.held") as raised:
         precheck(bucket, ["d/1"])
     assert done.place.uri in str(raised.value)
@@ -96,9 +96,7 @@ def test_tagged_deltas_cost_a_request_each_and_one_for_all_and_no_object_is_read
     keys = [f"d/{name}" for name in range(5)]
     for key in keys:
         location = put_delta(healthy_delta, key)
-        assert respond(
-            store, current_messaging(), location, judge_stored(store, location, Depth.STRUCTURE, settled), settled
-        )
+        assert respond(store, current_messaging(), location, confirmed(store, location, settled), settled)
     requests: list[tuple[str, str]] = []
     watched = faults.doing(lambda request: requests.append((request.method, request.url)))
     precheck(bucket, chunk(*keys), store=watched)
@@ -140,7 +138,7 @@ def test_a_refusal_is_data_too_with_advice_on_each_delta(
     put_delta(healthy_delta, "d/1")
     put_delta(broken_delta, "d/2")
     location = put_delta(broken_delta, "d/3")
-    quarantine(store, location, judge_stored(store, location, Depth.STRUCTURE, settled), settled)
+    quarantine(store, location, confirmed(store, location, settled), settled)
     with pytest.raises(ChunkRejected) as raised:
         precheck(bucket, chunk("d/1", "d/2", "d/3", "d/4"))
     refusal = json.loads(json.dumps(raised.value.as_json()))
@@ -193,7 +191,7 @@ def test_an_overwritten_delta_loses_its_tags_force(
     bucket: str, store: Store, healthy_delta: Path, broken_delta: Path, put_delta: PutDelta, settled: Settings
 ) -> None:
     location = put_delta(healthy_delta, "d/1")
-    respond(store, current_messaging(), location, judge_stored(store, location, Depth.STRUCTURE, settled), settled)
+    respond(store, current_messaging(), location, confirmed(store, location, settled), settled)
     tags = store.tags(bucket, location.key("chroma.sqlite3"))
     put_delta(broken_delta, "d/1")
     store.set_tags(bucket, location.key("chroma.sqlite3"), tags)

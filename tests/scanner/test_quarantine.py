@@ -11,12 +11,11 @@ from click.testing import CliRunner, Result
 
 from scanner.cli import cli
 from shared.delta import DATABASE, DeltaLocation
-from shared.judgement import judge_stored
 from shared.quarantine import quarantine
 from shared.quarantine_record import RECORD
 from shared.settings import Settings
 from shared.storage import Store
-from shared.verdict import Depth
+from tests.verdicts import confirmed
 
 KEY = "words/delta/1"
 
@@ -26,7 +25,7 @@ def _held(store: Store, bucket: str, settled: Settings) -> None:
     for key in (KEY, "words/delta/2"):
         location = DeltaLocation(bucket, f"{key}/")
         store.put(bucket, location.key(DATABASE), b"no database")
-        quarantine(store, location, judge_stored(store, location, Depth.STRUCTURE, settled), settled)
+        quarantine(store, location, confirmed(store, location, settled), settled)
 
 
 def run(*arguments: str, answer: str = "") -> Result:
@@ -99,7 +98,7 @@ def test_restore_leaves_what_lies_in_its_place_unless_told_to_overwrite() -> Non
 def test_restore_of_the_state_that_was_quarantined_last(store: Store, settled: Settings) -> None:
     location = DeltaLocation("deltas", f"{KEY}/")
     store.put("deltas", location.key(DATABASE), b"another one, broken too")
-    last = quarantine(store, location, judge_stored(store, location, Depth.STRUCTURE, settled), settled)
+    last = quarantine(store, location, confirmed(store, location, settled), settled)
     run("restore", f"s3://deltas/{KEY}")
     assert boto3.client("s3").get_object(Bucket="deltas", Key=location.key(DATABASE))["ContentLength"] == 23
     boto3.client("s3").delete_object(Bucket="deltas", Key=location.key(DATABASE))

@@ -20,16 +20,16 @@ from shared.claims import CLAIMS
 from shared.delta import DATABASE, MANIFEST, DeltaLocation
 from shared.errors import StorageError, TargetError
 from shared.holding import Held, held_below, missing_copies, purge, restore
-from shared.judgement import judge_stored
 from shared.quarantine import quarantine
 from shared.quarantine_record import HISTORY, RECORD, HistoryEntry, read_history, write_history
 from shared.settings import Settings
 from shared.storage import Store
 from shared.upload import upload_delta
-from shared.verdict import Depth, Finding, Status, Verdict
+from shared.verdict import Finding, Status, Verdict
 from tests import faults
 from tests.conftest import CopyOf, PutDelta
 from tests.crash import Moment, killed_at
+from tests.verdicts import confirmed
 
 KEY = "words/delta/broken"
 BESIDE = "chroma.sqlite3-shm"  # a file of Chroma's that changes no verdict
@@ -68,7 +68,7 @@ def hold(store: Store, bucket: str, settled: Settings) -> Hold:
         location = DeltaLocation(bucket, f"{key}/")
         s3().put_object(Bucket=bucket, Key=location.key(DATABASE), Body=b"SQLite format 3, almost")
         s3().put_object(Bucket=bucket, Key=location.key(BESIDE), Body=b"of somebody")
-        quarantine(store, location, judge_stored(store, location, Depth.STRUCTURE, settled), settled)
+        quarantine(store, location, confirmed(store, location, settled), settled)
         (held,) = all_held(store, location.prefix)
         return held
 
@@ -80,7 +80,7 @@ def false_alarm(store: Store, bucket: str, healthy_delta: Path, settled: Setting
     """A healthy delta with a manifest that was quarantined for a finding that rules of today do not have."""
     location = DeltaLocation(bucket, f"{KEY}/")
     upload_delta(healthy_delta, bucket, KEY, batch_id="batch-40", settings=settled)
-    judgement = judge_stored(store, location, Depth.STRUCTURE, settled)
+    judgement = confirmed(store, location, settled)
     wrong = replace(judgement.verdict, observed=(Finding("sqlite.malformed", DATABASE, "was thought to be so"),))
     tags = {"TagSet": [{"Key": "owner", "Value": "words"}, {"Key": "deltaguard:status", "Value": "healthy"}]}
     s3().put_object_tagging(Bucket=bucket, Key=location.key(DATABASE), Tagging=tags)
@@ -117,7 +117,7 @@ class TestHeld:
         location = DeltaLocation("deltas", prefix)
         s3().put_object(Bucket="deltas", Key=location.key(name), Body=lie.model_dump_json().encode())
         s3().put_object(Bucket="deltas", Key=location.key(DATABASE), Body=b"broken")
-        place = quarantine(store, location, judge_stored(store, location, Depth.STRUCTURE, settled), settled).place
+        place = quarantine(store, location, confirmed(store, location, settled), settled).place
         assert [held.place for held in all_held(store, "words/delta/hostile/")] == [place]
 
     def test_the_list_says_what_and_why_and_how_much(self, false_alarm: Held) -> None:
@@ -151,7 +151,7 @@ class TestRestore:
         apply_damage("queue-row-deleted", folder)
         location = put_delta(folder, KEY)
         before = objects(location.prefix)
-        quarantine(store, location, judge_stored(store, location, Depth.STRUCTURE, settled), settled)
+        quarantine(store, location, confirmed(store, location, settled), settled)
         (held,) = all_held(store)
         verdict = restore(store, held, Settings())  # the settle time does not count: nothing more is on its way
         assert (verdict.status, verdict.findings[0].code) == (Status.CORRUPT, "records.vector_missing")
@@ -233,7 +233,7 @@ class TestRestore:
         for name in (DATABASE, BESIDE):
             s3().put_object(Bucket="deltas", Key=location.key(name), Body=b"bytes of " + name.encode())
         before = objects(location.prefix)
-        judgement = judge_stored(foreign_store, location, Depth.STRUCTURE, settled)
+        judgement = confirmed(foreign_store, location, settled)
         quarantine(foreign_store, location, judgement, settled)
         (held,) = all_held(foreign_store)
         assert restore(foreign_store, held, settled).status is Status.CORRUPT
@@ -365,7 +365,7 @@ class TestPurge:
         location = DeltaLocation("deltas", "words/delta/kept/")
         s3().put_object(Bucket="deltas", Key=location.key(DATABASE), Body=b"broken")
         s3().put_object(Bucket="deltas", Key=location.key(BESIDE), Body=b"of somebody")
-        quarantine(store, location, judge_stored(store, location, Depth.STRUCTURE, settings), settings)
+        quarantine(store, location, confirmed(store, location, settings), settings)
         (held,) = all_held(store, settings=settings)
         until = {"Mode": "COMPLIANCE", "RetainUntilDate": datetime.now(UTC) + timedelta(days=1)}
         for file in held.record.files:

@@ -29,6 +29,7 @@ from shared.upload import upload_delta
 from shared.verdict import Depth
 from tests import faults
 from tests.conftest import PutDelta
+from tests.verdicts import confirmed
 
 SCOPE = Scope("deltas", ("words/delta/",))
 VALIDATOR, PRODUCER, COMPACTION, OPERATOR = (
@@ -214,7 +215,7 @@ def test_the_scanner_that_only_reads(
 
 def test_the_scanner_that_quarantines(recorder: Recorder, put_delta: PutDelta, tmp_path: Path) -> None:
     store, location = recorder.store(), corrupt(put_delta, tmp_path, "broken")
-    quarantine(store, location, judge_stored(store, location, Depth.STRUCTURE, SETTLED), SETTLED)
+    quarantine(store, location, confirmed(store, location, SETTLED), SETTLED)
     location, later = lacking(recorder)
     judge_stored(later, location, Depth.STRUCTURE, Settings())
     assert_exact(policies.scanner(SCOPE, quarantine=True), recorder)
@@ -237,7 +238,7 @@ def test_compaction(
     location = corrupt(put_delta, tmp_path, "broken")
     put_delta(healthy_delta, "words/delta/sound")
     plain = Store(s3_client())
-    quarantine(plain, location, judge_stored(plain, location, Depth.STRUCTURE, SETTLED), SETTLED)
+    quarantine(plain, location, confirmed(plain, location, SETTLED), SETTLED)
     with pytest.raises(ChunkRejected, match="quarantined at"):
         precheck("deltas", ["words/delta/broken", "words/delta/sound"], store=recorder.store(), settings=SETTLED)
     monkeypatch.setenv("CHROMADB_BUCKET", "deltas")
@@ -259,7 +260,7 @@ def test_the_operator(recorder: Recorder, put_delta: PutDelta, tmp_path: Path) -
         boto3.client("s3").put_bucket_versioning(Bucket="deltas", VersioningConfiguration={"Status": versions})
         location = corrupt(put_delta, tmp_path, versions.lower())
         store = Store(s3_client())
-        quarantine(store, location, judge_stored(store, location, Depth.STRUCTURE, SETTLED), SETTLED)
+        quarantine(store, location, confirmed(store, location, SETTLED), SETTLED)
         boto3.client("s3").put_object(Bucket="deltas", Key=location.key("other.txt"), Body=b"in its place")
         store = recorder.store()
         for work in (missing_copies, lambda s, h: restore(s, h, SETTLED, overwrite=True), purge):

@@ -20,17 +20,18 @@ from local.deltas import DeltaRecipe, build_delta
 from shared.client import s3_client
 from shared.delta import DATABASE, MANIFEST, DeltaLocation
 from shared.errors import DeltaguardError, StorageError
-from shared.judgement import Judgement, judge_stored
+from shared.judgement import Judgement
 from shared.manifest import Manifest, ManifestFile, encode_checksum
 from shared.quarantine import Quarantined, quarantine
 from shared.quarantine_record import HISTORY, RECORD, held_name, latest_record, place_of, read_history, read_record
 from shared.settings import Settings
 from shared.storage import Store
 from shared.upload import upload_delta
-from shared.verdict import Depth, Status
+from shared.verdict import Status
 from tests import faults
 from tests.conftest import CopyOf, PutDelta
 from tests.crash import Moment, killed_at
+from tests.verdicts import confirmed
 
 KEY = "words/delta/broken"
 BESIDE = "chroma.sqlite3-shm"  # a file of Chroma's that changes no verdict
@@ -47,7 +48,7 @@ def _client(_endpoint: str) -> Any:
 
 
 def judged(store: Store, location: DeltaLocation, settings: Settings) -> Judgement:
-    return judge_stored(store, location, Depth.STRUCTURE, settings)
+    return confirmed(store, location, settings)
 
 
 def objects(bucket: str, prefix: str) -> dict[str, str]:
