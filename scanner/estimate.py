@@ -161,7 +161,7 @@ def needs(listing: Listing, depth: Depth) -> tuple[Counter[str], int]:
     asked: Counter[str] = Counter()
     read = 0
     if MANIFEST in listing.by_name:
-        asked["GET range"] += 1
+        asked["GET"] += 1
         asked["HEAD"] += len(listing.files)
         read += listing.by_name[MANIFEST].size
     if depth is Depth.HEADER and DATABASE in listing.by_name:

@@ -221,7 +221,7 @@ class TestHelp:
         assert "Exit status:\n    0    every delta is healthy\n" in result.stdout
 
     def test_the_version_names_what_bears_on_a_verdict(self) -> None:
-        assert "rules 1, SQLite 3." in run("--version").stdout
+        assert "rules 2, SQLite 3." in run("--version").stdout
 
     def test_help_imports_nothing_that_judges(self) -> None:
         program = "import sys; from scanner.cli import cli; cli(['--help'], standalone_mode=False); print(*sys.modules)"

@@ -89,7 +89,7 @@ def test_the_local_clock_does_not_matter(
         store = faults.later(ahead + seconds)
         found = store.list_delta(location)
         shifted = Listing.of(replace(file, modified=file.modified + timedelta(seconds=ahead)) for file in found.files)
-        monkeypatch.setattr(store, "list_delta", lambda _: shifted)
+        monkeypatch.setattr(store, "list_delta", lambda _, **_options: shifted)
         return judge_stored(store, location, Depth.STRUCTURE, Settings(), await_arrival=True).verdict
 
     assert codes(at_age(1)) == {"arrival.settling"}
@@ -137,7 +137,7 @@ class TestUnfinishedUploads:
         store = faults.later(since_last_part)
         found = store.list_delta(location).files
         aged = Listing.of(replace(file, modified=file.modified - timedelta(seconds=OVER)) for file in found)
-        store.list_delta = lambda _: aged  # type: ignore[method-assign]
+        store.list_delta = lambda _, **_options: aged  # type: ignore[method-assign]
         watch = lambda request, **_: requests.append(f"{request.method} {request.url.partition('/deltas')[2]}")  # noqa: E731
         store._client.meta.events.register_first("before-send", watch)
         return judge_stored(store, location, Depth.STRUCTURE, Settings()), requests

@@ -261,7 +261,7 @@ class TestRestore:
             assert copies.items() <= objects(held.place.prefix).items(), "whole in quarantine, at every instant"
             there = objects(f"{key}/")
             assert DATABASE not in there or there[DATABASE] != whole[DATABASE] or there == whole
-            (again,) = all_held(store, f"{key}/")
+            (again,) = (found for found in all_held(store, f"{key}/") if found.place == held.place)
             restore(store, again, settled, overwrite=overwrite)
             assert objects(f"{key}/") == whole
         assert request > 15

@@ -86,7 +86,7 @@ def healthy(tmp_path: Path) -> dict[str, bytes]:
 def broken(healthy: dict[str, bytes], tmp_path: Path) -> dict[str, bytes]:
     """Broken in a way that only its bytes show: there is no manifest."""
     folder = tmp_path / FLUSHED.name
-    apply_damage("data-vector-nan", folder)
+    apply_damage("data-label-changed", folder)
     return files_of(folder)
 
 
@@ -103,6 +103,13 @@ def untouched(key: str, files: dict[str, bytes]) -> bool:
     listed = client.list_objects_v2(Bucket="deltas").get("Contents", [])
     etags = {entry["Key"]: entry["ETag"].strip('"') for entry in listed if f"{key}/" in entry["Key"]}
     return not tags and etags == {f"{key}/{name}": hashlib.md5(data).hexdigest() for name, data in files.items()}
+
+
+def faults_in(codes: list[str]) -> set[str]:
+    """The codes of the environment. Where the second witness met the fault, what the bytes prove is named, too."""
+    found = {code for code in codes if code.startswith("check.")}
+    assert found == set(codes) or "verdict.unconfirmed" in codes, codes
+    return found
 
 
 class FaultAt:
@@ -157,7 +164,10 @@ def test_a_fault_at_any_request_of_a_check_is_undetermined_and_touches_nothing(
         at = FaultAt(number, REQUEST_FAULTS[fault])
         through(at)
         answer = handler(in_queue(s3_event("deltas", f"{key}/{DATABASE}")), InvocationContext())
-        ((status, codes),) = verdicts(capsys)
+        told = verdicts(capsys)
+        if "quarantine" in at.met:  # after the verdict
+            break
+        ((status, codes),) = told
         if is_harmless(fault, at.met):
             assert status == ("corrupt" if damaged else "healthy"), at.met
             key = ""
@@ -166,7 +176,7 @@ def test_a_fault_at_any_request_of_a_check_is_undetermined_and_touches_nothing(
             assert (answer, status) == (COMES_BACK, "undetermined"), at.met
             assert all(code.startswith("check.") for code in codes)
             assert untouched(key, files), at.met
-        elif not at.met or "quarantine" in at.met:
+        elif not at.met:
             break
         else:
             assert status == ("corrupt" if damaged else "healthy"), at.met
@@ -207,7 +217,7 @@ def test_a_fault_at_any_local_file_of_a_check_is_undetermined_and_touches_nothin
             assert status == ("corrupt" if damaged else "healthy")
             break
         assert (answer, status) == (COMES_BACK, "undetermined"), hit
-        assert codes == ["check.cannot_open" if hit[0].startswith("sqlite3") else code], hit
+        assert faults_in(codes) == {"check.cannot_open" if hit[0].startswith("sqlite3") else code}, hit
         assert untouched(KEY, files), hit
         met += 1
     assert met >= 1 + 1 + 6 + 1, "a folder, its lock, the files, and the database at last"
@@ -273,7 +283,12 @@ def test_in_a_machine_that_runs_short_a_delta_is_judged_rightly_or_not_at_all(
     for outcome in outcomes:
         if outcome["status"] == "undetermined":
             assert outcome["answer"] == COMES_BACK
-            assert set(outcome["codes"]) <= {"check.descriptors", "check.disk_full", "check.local_io", "check.storage"}
+            assert faults_in(outcome["codes"]) <= {
+                "check.descriptors",
+                "check.disk_full",
+                "check.local_io",
+                "check.storage",
+            }
     if not damaged:
         there = stored("deltas", f"{KEY}/")
         assert there == {f"{KEY}/{name}": data for name, data in files.items()}
