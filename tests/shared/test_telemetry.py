@@ -53,9 +53,7 @@ def test_a_verdict_is_an_attempt_a_duration_and_the_metric_of_its_status(
 
 
 def test_a_verdict_on_which_bytes_and_chroma_disagree_is_counted_as_such(capsys: pytest.CaptureFixture[str]) -> None:
-    doubtful = replace(
-        UNDETERMINED, observed=(Finding("verdict.disagreement", "", "the bytes read healthy"),)
-    )
+    doubtful = replace(UNDETERMINED, observed=(Finding("verdict.disagreement", "", "the bytes read healthy"),))
     for verdict in (HEALTHY, UNDETERMINED, doubtful):
         telemetry.count_verdict("validator", "prod", verdict, "words")
     assert [line["VerdictDisagreements"] for line in emitted(capsys)] == [[0.0], [0.0], [1.0]]

@@ -102,7 +102,7 @@ PICKLES = {
     "get": repeated(b"h\0", b"}q\0"), "protocol": repeated(b"\x80\4"), "frame": repeated(b"\x95" + bytes(8)),
     "item": repeated(b"K\1Ns", b"}"), "items": repeated(b"(u", b"}"),
     "places far apart": lambda d: index_file(d, "index_metadata.pickle").write_bytes(
-        b"\x80\4}" + b"".join(b"r" + struct.pack("<I", 4096 * i) for i in range(BYTES // 5)) + b"."
+        b"\x80\4}" + b"".join(b"r" + struct.pack("<I", 1024 * i) for i in range(BYTES // 5)) + b"."
     ),
     "one wide text": lambda d: index_file(d, "index_metadata.pickle").write_bytes(
         b"\x80\4X" + struct.pack("<I", LONG) + "\U0001f600".encode() + b"x" * (LONG - 4) + b"."
