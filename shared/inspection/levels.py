@@ -44,7 +44,7 @@ class _Occupied:
         self._cursor = self._end = 0
 
     def first(self, at: int, until: int) -> tuple[int, int]:
-        """Number and value of the first such word from `at` on; where none is before `until`, that or the end, and 0.
+        """Number and value of the first such word from `at` on; `until`, or the end, and 0 where none is before.
 
         `at` never goes back.
         """

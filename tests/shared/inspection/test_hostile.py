@@ -56,7 +56,7 @@ def peak():
 
 shared.inspection._SQL_SECONDS = {SQL_SECONDS}
 before, started = peak(), sum(os.times()[:4])
-verdict = judge_folder(Path(sys.argv[1]), Depth.OPEN, Settings(probe_timeout_seconds=3)).verdict
+verdict = judge_folder(Path(sys.argv[1]), Depth(sys.argv[2]), Settings(probe_timeout_seconds=3)).verdict
 print(json.dumps(verdict.as_json() | {{"seconds": sum(os.times()[:4]) - started, "megabytes": peak() - before}}))
 """
 
@@ -82,14 +82,14 @@ def largest_on_disk(folder: Path) -> int:
     return max(sizes)
 
 
-def judged(delta: Path) -> dict[str, Any]:
+def judged(delta: Path, depth: Depth = Depth.OPEN) -> dict[str, Any]:
     """The verdict on a delta, given by a child process, within the limits."""
     scratch = delta.parent / "scratch"
     scratch.mkdir()
     before = below(delta.parent)
     environment = {"PATH": os.defpath, "TMPDIR": str(scratch), "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
     child = subprocess.run(
-        [sys.executable, "-c", JUDGE, str(delta)],
+        [sys.executable, "-c", JUDGE, str(delta), depth],
         env=environment,
         capture_output=True,
         timeout=WALL_SECONDS,
