@@ -44,7 +44,7 @@ class _Occupied:
         self._cursor = self._end = 0
 
     def first(self, at: int, until: int) -> tuple[int, int]:
-        """Number and value of the first such word from `at` on; `until`, or the end, and 0 where none is before.
+        """Number and value of the first such word from `at` on; where there is none before, `until` or the end, and 0.
 
         `at` never goes back.
         """
