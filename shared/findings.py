@@ -107,7 +107,6 @@ CATALOGUE: dict[str, FindingKind] = {
     # Chroma's own word
     "chroma.failed": FindingKind(_P, "Chroma cannot read the delta, twice, in fresh processes."),
     "chroma.crashed": FindingKind(_P, "Reading the delta kills the process, twice, in fresh processes."),
-    "chroma.hung": FindingKind(_P, "Reading the delta keeps the processor busy without end, twice."),
     "chroma.content_differs": FindingKind(_P, "Chroma returns other content than the delta's bytes hold."),
     # what speaks against acting on a verdict
     "verdict.deltas_below": FindingKind(_D, "Other deltas lie below this one's prefix, so it is never moved."),

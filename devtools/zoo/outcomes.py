@@ -17,6 +17,8 @@ from devtools.zoo.specimens import Specimen, specimen
 from devtools.zoo.truth import Reader
 from shared.verdict import Status
 
+_UNSETTLED = ("layout.journal_unsettled",)
+
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
@@ -36,14 +38,15 @@ class Outcome:
 
         `corrupt` and `not healthy`, though everything comes back; `search`, that it is not healthy where only
         `$contains` does not work; `content`, it reads something else; `missed`, Chroma fails and depth `structure` does
-        not see it.
+        not see it. Of a directory with a hot journal it need not say more than that a client settles it: to look inside
+        would mean to write to it.
         """
         said, truth = self.opinion, self.specimen.truth.outcome
         if said is None:
             return ""
         if truth == "complete" and Status.CORRUPT in said.statuses.values():
             return "corrupt"
-        if truth == "complete" and not said.healthy:
+        if truth == "complete" and not said.healthy and said.codes != _UNSETTLED:
             return "not healthy"
         if truth == "unsearchable" and not said.healthy:
             return "search"

@@ -270,9 +270,9 @@ def _parsed(output: bytes, said: str, ending: Ending) -> Answer:
 
 def _failed(answer: Answer, said: str) -> Outcome:
     detail = f"Chroma {answer.chromadb} at {answer.stage}: {answer.error}: {answer.message}"
-    if answer.error in _ENVIRONMENT_ERRORS or answer.stage == "import":
-        raise CouldNotCheck("check.probe_failed" if answer.error != "MemoryError" else "check.memory", detail)
     fault = _environment_fault(f"{answer.message}\n{said}")
+    if fault is None and (answer.error in _ENVIRONMENT_ERRORS or answer.stage == "import"):
+        fault = "check.memory" if answer.error == "MemoryError" else "check.probe_failed"
     if fault is not None:
         raise CouldNotCheck(fault, detail)
     return Outcome((Finding("chroma.failed", "", detail),), answer.stage, answer.chromadb)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Set
 from dataclasses import dataclass, field
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
@@ -102,8 +103,8 @@ def inspect_index(
     records.look(limits)
     findings += records.findings()
     if "link_lists.bin" not in mismatched:
-        limits.keep(files.sizes["link_lists.bin"])
-        findings += inspect_levels(segment, header, files.whole("link_lists.bin"), limits)
+        size, read = files.sizes["link_lists.bin"], partial(files.read, "link_lists.bin")
+        findings += inspect_levels(segment, header, size, read, limits)
     ahead = 0
     if ids is not None:
         beyond = records.labels[records.labels > max(ids.added, *ids.labels.values(), 0)]

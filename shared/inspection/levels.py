@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -11,6 +13,9 @@ from shared.verdict import Finding
 
 _WINDOW = 256 * 1024  # words that are looked at together
 _LOOK = 1000  # elements between two looks at the time
+
+Read = Callable[[int, int], NDArray[np.uint8]]
+"""Reads a part of a file: offset, length."""
 
 
 class Broken:
@@ -29,75 +34,84 @@ class Broken:
 
 
 class _Occupied:
-    """The words that are not 0, found a window at a time: the numbers of all would take twice the file's size."""
+    """The words that are not 0, found a window at a time: a file may go on for gigabytes after all that counts."""
 
-    def __init__(self, words: NDArray[np.uint32]) -> None:
-        self._words = words
+    def __init__(self, read: Read, count: int) -> None:
+        self._read = read
+        self._count = count
         self._found: NDArray[np.int64] = np.empty(0, np.int64)
+        self._values: NDArray[np.uint32] = np.empty(0, np.uint32)
         self._cursor = self._end = 0
 
-    def first_from(self, at: int) -> int:
-        """Number of the first such word from `at` on, their count where there is none. `at` never goes back."""
+    def first(self, at: int, until: int) -> tuple[int, int]:
+        """Number and value of the first such word from `at` on; where there is none before, `until` or the end, and 0.
+
+        `at` never goes back.
+        """
+        until = min(until, self._count)
         while True:
             self._cursor += int(np.searchsorted(self._found[self._cursor :], at))
             if self._cursor < self._found.size:
-                return int(self._found[self._cursor])
+                place = int(self._found[self._cursor])
+                return (place, int(self._values[self._cursor])) if place < until else (until, 0)
             start = max(at, self._end)
-            if start >= len(self._words):
-                return len(self._words)
-            self._end = min(start + _WINDOW, len(self._words))
-            self._found = start + np.flatnonzero(self._words[start : self._end])
+            if start >= until:
+                return until, 0
+            self._end = min(start + _WINDOW, self._count)
+            words = self._read(4 * start, 4 * (self._end - start)).view("<u4")
+            places = np.flatnonzero(words)
+            self._found, self._values = start + places, words[places]
             self._cursor = 0
 
 
-def inspect_levels(segment: str, header: IndexHeader, content: NDArray[np.uint8], limits: Limits) -> list[Finding]:
+def inspect_levels(segment: str, header: IndexHeader, size: int, read: Read, limits: Limits) -> list[Finding]:
     """What is wrong with the links above level 0: for each element a u32 size, then that many bytes of levels.
 
-    A neighbour must itself reach the level it is linked on, else hnswlib reads past that neighbour's links.
+    A neighbour must itself reach the level it is linked on, else hnswlib reads past that neighbour's links. What follows
+    after the last element was left there by an older index, and is not read.
 
     Args:
         segment: The segment's id.
         header: Its sound header.
-        content: The file.
+        size: Bytes of the file.
+        read: The bytes of the file: offset, length.
         limits: What it may cost.
 
     Raises:
-        CouldNotCheck: It takes more processor time than it may.
+        CouldNotCheck: It takes more memory or processor time than it may.
     """
     name = f"{segment}/link_lists.bin"
-    words = content[: len(content) // 4 * 4].view("<u4")
+    length = size // 4
     levels = np.zeros(header.count, dtype=np.int64)
     starts = np.zeros(header.count, dtype=np.int64)
     element = at = seen = 0
     # Almost all sizes are 0 (one element in M has a second level), so the walk goes from one non-zero word to the next.
-    occupied = _Occupied(words)
+    occupied = _Occupied(read, length)
     while element < header.count:
-        position = occupied.first_from(at)
-        skipped = position - at
-        if skipped >= header.count - element or position == len(words):
-            at += min(header.count - element, skipped)
-            element += skipped
+        position, links = occupied.first(at, at + header.count - element)
+        element += position - at
+        at = position
+        if not links:
             break
-        element += skipped
-        size = int(words[position])
-        count, rest = divmod(size, header.level_size)
+        count, rest = divmod(links, header.level_size)
         if rest:
-            detail = f"{size} bytes of links at offset {4 * position}, expected a multiple of {header.level_size}"
+            detail = f"{links} bytes of links at offset {4 * position}, expected a multiple of {header.level_size}"
             return [Finding("hnsw.link_invalid", name, detail)]
-        if position + 1 + size // 4 > len(words):
-            left = len(content) - 4 * position - 4
-            detail = f"{size} bytes of links at offset {4 * position}, the file ends {left} later"
+        if position + 1 + links // 4 > length:
+            left = size - 4 * position - 4
+            detail = f"{links} bytes of links at offset {4 * position}, the file ends {left} later"
             return [Finding("hnsw.link_invalid", name, detail)]
         levels[element], starts[element] = count, position + 1
-        at = position + 1 + size // 4
+        at = position + 1 + links // 4
         element += 1
         seen += 1
         if seen % _LOOK == 0:
             limits.check(f"reading {name}")
-    if element < header.count:  # what follows after the last was left there by an older index
-        detail = f"{len(content)} bytes; the links of {element} of {header.count} elements end at offset {4 * at}"
+    if element < header.count:
+        detail = f"{size} bytes; the links of {element} of {header.count} elements end at offset {4 * at}"
         return [Finding("hnsw.size_mismatch", name, detail)]
-    return _links(name, header, words, levels, starts, limits)
+    limits.keep(4 * at)
+    return _links(name, header, read(0, 4 * at).view("<u4"), levels, starts, limits)
 
 
 def _links(

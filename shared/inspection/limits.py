@@ -6,6 +6,7 @@ fraction of these limits (measured, 200,000 embeddings of 8 numbers: 100 MB besi
 
 from __future__ import annotations
 
+import re
 import sqlite3
 import time
 from collections.abc import Iterator
@@ -22,6 +23,9 @@ _INTEGRITY_SECONDS, _INTEGRITY_BYTES_A_SECOND = 4.0, 40 * 1024 * 1024  # measure
 _ROW_BYTES = 700  # a row as a tuple, with a number or a short text for each column, what is made of it, and a finding
 _LONGEST_SETTING = 2 * 1024 * 1024  # bytes of a row; SQLite and Python take up to 30 times as much for its JSON
 _WIDEST = 4  # bytes of a character in memory
+_MANY_VALUES = 1000
+# In JSON nothing but this key begins so, and it ends with its text: the marks in a document are no values.
+_QUEUED_DOCUMENT = re.compile(r'"chroma:document":\s*"[^"\\]*+(?:\\.[^"\\]*+)*+"', re.DOTALL)
 
 ROW, ID, COLLECTION = 320, 120, 2000
 """Bytes that an id with its number takes in a dict and two sets, that a dict takes for each id, and a collection."""
@@ -119,8 +123,16 @@ def memory_of_operation(metadata: object) -> int:
     """Bytes, at most, that an operation of the queue with this metadata (JSON) takes once that is parsed."""
     if not isinstance(metadata, str):
         return _OPERATION_BYTES
-    values = metadata.count(",") + metadata.count("[") + metadata.count("{")
-    return _OPERATION_BYTES + memory_of(metadata) + _JSON_VALUE_BYTES * values
+    values = _json_values(metadata, 0, len(metadata))
+    if values > _MANY_VALUES and (document := _QUEUED_DOCUMENT.search(metadata)):
+        values -= _json_values(metadata, *document.span())
+    text = _WIDEST * len(metadata) if "\\u" in metadata else memory_of(metadata)
+    return _OPERATION_BYTES + text + _JSON_VALUE_BYTES * values
+
+
+def _json_values(text: str, start: int, end: int) -> int:
+    """How many values, lists and dicts there are at most in a part of some JSON."""
+    return sum(text.count(mark, start, end) for mark in ",[{")
 
 
 def memory_of(value: object) -> int:

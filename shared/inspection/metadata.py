@@ -19,9 +19,12 @@ from shared.inspection.schema import Schema
 from shared.inspection.sqlite import explained
 from shared.verdict import Finding
 
-_VALUES = (
-    "SELECT m.id, m.key, coalesce(m.string_value, m.int_value, m.float_value{boolean}) FROM embedding_metadata AS m"
-)
+# Documents may be long and are not compared here: the full-text table has them, too.
+_VALUES = """
+    SELECT m.id, m.key, CASE WHEN m.key = 'chroma:document' AND typeof(m.string_value) = 'text' THEN ''
+        ELSE coalesce(m.string_value, m.int_value, m.float_value{boolean}) END
+    FROM embedding_metadata AS m
+"""
 _MOST_PARAMETERS = 500
 _MOST_ROWS = 10_000  # that are compared at once, some 10 MB
 # Chroma passes over a row without one value of its column's type. One that belongs to no embedding is left behind by a
@@ -106,15 +109,20 @@ def inspect_values(connection: sqlite3.Connection, schema: Schema, *, of_embeddi
 
 
 class ExpectedMetadata:
-    """What the rows of one collection must hold, learnt from its queue operation by operation."""
+    """What the rows of one collection must hold, learnt from its queue operation by operation.
+
+    Of a document it is only told that there is one: the full-text table has it, too, and there the row was compared.
+    """
 
     def __init__(self) -> None:
         self._expected: dict[str, dict[str, Any]] = {}
 
     def store(self, id_: str, metadata: dict[str, Any]) -> None:
-        """Takes in an operation that stores a new id."""
+        """Takes in an operation that stores a new id, and keeps its metadata."""
         if None in metadata.values():
             metadata = {key: value for key, value in metadata.items() if value is not None}
+        if _DOCUMENT in metadata:
+            metadata[_DOCUMENT] = ""
         self._expected[id_] = metadata
 
     def merge(self, id_: str, metadata: dict[str, Any]) -> None:
@@ -124,7 +132,7 @@ class ExpectedMetadata:
             if value is None:
                 expected.pop(key, None)
             else:
-                expected[key] = value
+                expected[key] = value if key != _DOCUMENT else ""
 
     def forget(self, id_: str) -> None:
         """Takes in that nothing is known of an id (any more)."""
@@ -149,12 +157,12 @@ class ExpectedMetadata:
             found: dict[int, set[str]] = {row: set() for row in part}
             for row, key, value in _values(connection, part, booleans=booleans):
                 values = wanted.get(row)
-                if values is not None and key in values and _same(key, values[key], value):
+                if values is not None and key in values and _same(values[key], value):
                     found[row].add(key)
             for row, values in wanted.items():
                 if len(values) > len(found[row]):
                     keys = [key for key, value in values.items() if key not in found[row]]
-                    missing += [(expected[row], key) for key in keys if not _same(key, values[key], None)]
+                    missing += [(expected[row], key) for key in keys if not _same(values[key], None)]
         return missing
 
 
@@ -173,12 +181,10 @@ def _values(connection: sqlite3.Connection, rows: Sequence[int], *, booleans: bo
     )
 
 
-def _same(key: str, expected: Any, stored: object) -> bool:
+def _same(expected: Any, stored: object) -> bool:
     """Whether a row holds an expected value; numbers may differ in the last digits."""
     if expected == stored or isinstance(expected, list | dict):  # lists and sparse vectors are kept in other tables
         return True
-    if key == _DOCUMENT and isinstance(stored, str):
-        return True  # the full-text table has it, too: there the row was compared, so the damage is in the queue
     if not (isinstance(expected, int | float) and isinstance(stored, int | float)):
         return False
     try:

@@ -14,7 +14,7 @@ import subprocess
 import sys
 import threading
 import time
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -133,10 +133,9 @@ class _Process:
             "RUST_BACKTRACE": "0",
             "OMP_NUM_THREADS": "1",
         }
-        # -P: the program's own folder holds modules that must not shadow others'.
-        with faults_explained("starting a probe"):
-            self._errors = os.fdopen(os.memfd_create("errors"), "r+b")
-        with faults_explained("starting a probe"):
+        with ExitStack() as opened, faults_explained("starting a probe"):
+            self._errors = opened.enter_context(os.fdopen(os.memfd_create("errors"), "r+b"))
+            # -P: the program's own folder holds modules that must not shadow others'.
             self._process = subprocess.Popen(  # noqa: S603 - the command is this module's own
                 [sys.executable, "-P", str(_PROGRAM)],
                 stdin=subprocess.PIPE,
@@ -146,6 +145,7 @@ class _Process:
                 cwd="/",
                 start_new_session=True,
             )
+            opened.pop_all()
         self._ready = False
         self._said = b""
 

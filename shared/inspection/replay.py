@@ -97,12 +97,7 @@ class Replay:
         first = min(self._flushed_to, self._collection.applied_to)
         ((lowest, highest, count),) = connection.execute(_EXTENT)
         self._has_all = first == 0 and lowest == 1 and highest == count
-        operations = connection.execute(_QUEUE, (self._collection.id, first))
-        for batch in self._batches(operations):
-            timed = self._times.readable(connection, [row[-1] for row in batch])
-            if not (all(timed) and self._store_all(batch)):
-                for row, is_timed in zip(batch, timed, strict=True):
-                    self._apply(row, timed=is_timed)
+        self._apply_all(connection, first)
         self.findings += self._problems.findings()
         missing = self._expected.missing(connection, self._rows, booleans=booleans)
         if missing:
@@ -114,6 +109,13 @@ class Replay:
             )
             self.findings.append(Finding("records.metadata_missing", DATABASE, detail))
 
+    def _apply_all(self, connection: sqlite3.Connection, first: int) -> None:
+        for batch in self._batches(connection.execute(_QUEUE, (self._collection.id, first))):
+            timed = self._times.readable(connection, [row[-1] for row in batch])
+            if not (all(timed) and self._store_all(batch)):
+                for row, is_timed in zip(batch, timed, strict=True):
+                    self._apply(row, timed=is_timed)
+
     def _batches(self, operations: sqlite3.Cursor) -> Iterator[list[tuple[Any, ...]]]:
         """Operations a few at a time, so that what they take in memory is counted before more is read."""
         batch: list[tuple[Any, ...]] = []
@@ -122,7 +124,8 @@ class Replay:
             batch.append(row)
             read = sum(map(memory_of, row))
             size += read
-            self._limits.keep(read + memory_of_operation(row[_METADATA]))
+            self._limits.keep(2 * read + memory_of_operation(row[_METADATA]))
+            self._limits.drop(read)  # SQLite has a copy of the last row alone
             if len(batch) == _BATCH_ROWS or size >= _BATCH_BYTES:
                 yield batch
                 batch = []

@@ -199,6 +199,7 @@ class TestRestore:
         aside = next(h for h in all_held(store) if h.place != held.place)
         assert {file.name for file in aside.record.files} == {DATABASE, BESIDE, MANIFEST}, "it can be restored in turn"
         assert objects(aside.place.prefix)[DATABASE] == hashlib.sha256(b"newer").hexdigest()
+        assert "quarantine.set_aside" in {found["code"] for found in aside.record.verdict["notes"]}
         assert read_history(store, held.place).entries[0].replaced == (DATABASE, BESIDE, MANIFEST)
 
     def test_an_upload_that_comes_meanwhile_is_not_overwritten(self, hold: Hold, settled: Settings) -> None:

@@ -14,12 +14,13 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, Protocol
 
 import chromadb
 import pytest
@@ -28,7 +29,7 @@ from shared.delta import DATABASE
 from shared.errors import CouldNotCheck
 from shared.folder import list_folder
 from shared.inspection import chroma, pool, records, sqlite
-from shared.inspection.chroma import probe
+from shared.inspection.chroma import ask_twice, probe
 from shared.inspection.idmap import parse
 from shared.inspection.pool import Pool
 from shared.inspection.probe import opened
@@ -38,7 +39,19 @@ from shared.inspection.sysdb import read_collections
 from shared.verdict import CollectionCount, Finding
 from tests.samples import SAMPLES
 
-Program = Callable[[str], None]
+
+class Program(Protocol):
+    """Puts other code in the place of the probe's.
+
+    Args:
+        code: What is done with a delta, `folder`. It prints the `answer`, or dies.
+        control: What is done instead of making a delta and reading it, which is nothing where that works.
+        before: What the process that forks the probes does first.
+    """
+
+    def __call__(self, code: str, *, control: str = "", before: str = "") -> None: ...
+
+
 HEALTHY = {"stage": "done", "chromadb": "9.9", "collections": []}
 
 
@@ -75,13 +88,14 @@ def nothing_is_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator
 
 # The real program, in which other code takes the place of what it does with a delta.
 HARNESS = """
-import importlib.util, json, os, signal, sys, time
+import importlib.util, json, os, resource, signal, sys, time
 from pathlib import Path
 here = Path({here!r})
 spec = importlib.util.spec_from_file_location("probe", {program!r})
 probe = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(probe)
 healthy = {healthy!r}
+{before}
 def die(number):
     if number != signal.SIGKILL:
         signal.signal(number, signal.SIG_DFL)
@@ -95,12 +109,16 @@ def read(folder, answer):
         print(os.getppid(), file=parents)
     first = len((here / "pids").read_text().split()) == 1
     try:
-        exec({code!r}, globals() | {{"first": first}})
+        exec({code!r}, globals() | {{"first": first, "folder": folder, "answer": answer}})
     finally:
         sys.stdout.flush()
         sys.stderr.flush()
     os._exit(0)
-probe.read = read
+def control(answer):
+    probe.read = real_read
+    exec({control!r}, globals() | {{"answer": answer}})
+real_read, real_control = probe.read, probe.control
+probe.read, probe.control = read, control
 probe._PRELOADED = ()
 sys.exit(probe.main())
 """
@@ -108,12 +126,15 @@ sys.exit(probe.main())
 
 @pytest.fixture
 def program(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Program:
-    """Puts other code in the place of the probe's: a fault to order. `here` is a folder of the test's."""
+    """A fault to order. `here` is a folder of the test's."""
     real = str(pool._PROGRAM)
 
-    def put(code: str) -> None:
+    def put(code: str, *, control: str = "", before: str = "") -> None:
         path = tmp_path / "program.py"
-        path.write_text(HARNESS.format(here=str(tmp_path), program=real, healthy=HEALTHY, code=code))
+        filled = HARNESS.format(
+            here=str(tmp_path), program=real, healthy=HEALTHY, code=code, control=control, before=before
+        )
+        path.write_text(filled)
         monkeypatch.setattr(pool, "_PROGRAM", path)
 
     return put
@@ -165,7 +186,12 @@ def test_a_delta_that_chroma_refuses_twice_has_failed(healthy_delta: Path, tmp_p
 
 
 THREE = Contents(CollectionCount("words", 4, 3), {"a", "b", "c"})
-WORDS = [{"name": "words", "count": 3, "ids": 3, "digest": THREE.digest}]
+WORDS = [
+    {
+        "id": "1", "name": "words", "database": "default_database", "tenant": "default_tenant",
+        "count": 3, "ids": 3, "digest": THREE.digest,
+    }
+]  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -177,14 +203,45 @@ WORDS = [{"name": "words", "count": 3, "ids": 3, "digest": THREE.digest}]
         ([{**WORDS[0], "count": 2}], "Chroma counts 2 and returns 3 of the 3 embeddings of 'words'"),
         ([{**WORDS[0], "ids": 2}], "Chroma counts 3 and returns 2 of the 3 embeddings of 'words'"),
         ([{**WORDS[0], "digest": "e"}], "Chroma returns other ids for 'words' than the bytes hold"),
+        (
+            [{**WORDS[0], "unanswered": ["peek"]}],
+            "a peek of 'words' finds nothing, or too little, of its 3 embeddings",
+        ),
     ],
 )
 def test_what_chroma_returns_is_compared_with_what_the_bytes_hold(
     healthy_delta: Path, program: Program, answered: object, detail: str | None
 ) -> None:
-    program(f"print(json.dumps({{**healthy, 'collections': {answered!r}}}))")
+    program(f"Path('records').touch(); print(json.dumps({{**healthy, 'collections': {answered!r}}}))")
     findings = [] if detail is None else [Finding("chroma.content_differs", "", detail)]
     assert probe(healthy_delta, (THREE,), 30) == (findings, "9.9")
+
+
+CHANGES = {
+    "vectors": "vectors = vectors[:-4] + bytes(4)",
+    "documents": "head['documents'][-1] += 'x'",
+    "metadata": "head['metadatas'][-1] = {'other': 1}",
+    "URIs": "head['uris'][-1] = 'x'",
+}
+
+
+@pytest.mark.parametrize("part", CHANGES)
+def test_every_value_that_chroma_returns_is_compared_with_the_bytes(
+    healthy_delta: Path, program: Program, part: str
+) -> None:
+    change = f"""
+real_read(folder, answer)
+records = Path("records").read_bytes()
+head, _, vectors = records.partition(b"\\n")
+head = json.loads(head)
+{CHANGES[part]}
+Path("records").write_bytes(json.dumps(head).encode() + b"\\n" + vectors)
+print(json.dumps(answer))
+"""
+    program(change)
+    ((finding,), _) = probe(healthy_delta, contents_of(healthy_delta), 60)
+    assert finding.code == "chroma.content_differs"
+    assert finding.detail.startswith(f"Chroma gives back other {part} of 1 embeddings of 'words' than the bytes: ")
 
 
 # --- crashes and hangs
@@ -216,23 +273,16 @@ def test_two_accidents_of_different_kinds_prove_nothing(healthy_delta: Path, pro
     assert fault.value.code == "check.probe_failed"
 
 
-@pytest.mark.slow
-def test_a_child_that_keeps_the_processor_busy_twice_hangs_because_of_the_delta(
-    healthy_delta: Path, tmp_path: Path, program: Program, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("hang", ["time.sleep(60)", "while True: pass"])
+def test_that_a_child_has_no_answer_proves_nothing_however_busy_it_is(
+    healthy_delta: Path, tmp_path: Path, program: Program, hang: str
 ) -> None:
-    monkeypatch.setattr(chroma, "_BUSY_SHARE", 0.05)  # other tests want the processor, too
-    program("while True: pass")
-    ((finding,), _) = probe(healthy_delta, (), 1)
-    assert finding.code == "chroma.hung"
-    assert "of 1 s without an answer" in finding.detail
-    assert starts(tmp_path) == 2
-
-
-def test_a_child_that_waits_is_a_fault_of_the_environment(healthy_delta: Path, program: Program) -> None:
-    program("time.sleep(60)")
-    with pytest.raises(CouldNotCheck, match="had no answer in 1 s, of which it could run") as fault:
-        probe(healthy_delta, (), 1)
+    program(f"if not first:\n  {hang}\nprint(json.dumps(healthy))")
+    assert probe(healthy_delta, (), 30) == ([], "9.9")  # from here on a process waits
+    with pytest.raises(CouldNotCheck, match=r"had no answer in 0\.5 s, of which it could run") as fault:
+        probe(healthy_delta, (), 0.5)
     assert fault.value.code == "check.timeout"
+    assert starts(tmp_path) <= 2
 
 
 def test_the_children_of_a_child_that_hangs_are_ended_too(healthy_delta: Path, program: Program) -> None:
@@ -240,7 +290,7 @@ def test_the_children_of_a_child_that_hangs_are_ended_too(healthy_delta: Path, p
         "if os.fork() == 0:\n  with (here / 'pids').open('a') as pids: print(os.getpid(), file=pids)\ntime.sleep(60)"
     )
     with pytest.raises(CouldNotCheck):
-        probe(healthy_delta, (), 1)
+        probe(healthy_delta, (), 0.5)
 
 
 @pytest.mark.parametrize(
@@ -269,6 +319,139 @@ def test_a_child_that_ran_out_of_memory_proves_nothing_however_it_ended(healthy_
     with pytest.raises(CouldNotCheck) as fault:
         probe(healthy_delta, (), 30)
     assert fault.value.code == "check.memory"
+
+
+# --- an installation that does not work
+
+
+@pytest.mark.parametrize(
+    "control",
+    [
+        "die(signal.SIGSEGV)",
+        "raise RuntimeError('broken')",
+        f"answer['collections'] = [{WORDS[0] | {'unanswered': ['full-text query']}}]",
+        "time.sleep(60)",
+    ],
+    ids=["dies", "fails", "finds nothing", "hangs"],
+)
+@pytest.mark.parametrize("code", ["die(signal.SIGSEGV)", "raise RuntimeError('broken')"], ids=["dies", "fails"])
+def test_where_chroma_cannot_read_a_delta_of_its_own_it_says_nothing_of_another(
+    healthy_delta: Path, program: Program, code: str, control: str
+) -> None:
+    program(code, control=control)
+    with pytest.raises(CouldNotCheck) as fault:
+        probe(healthy_delta, (), 1)
+    assert fault.value.code in ("check.probe_failed", "check.timeout")
+
+
+def test_an_installation_that_fails_at_every_delta_speaks_against_none(healthy_delta: Path, program: Program) -> None:
+    program(
+        "real_read(folder, answer)\nprint(json.dumps(answer))",
+        control="real_control(answer)",
+        before="import chromadb\nchromadb.Collection.count = lambda _: 1 // 0",
+    )
+    with pytest.raises(CouldNotCheck, match=r"cannot even read a delta that it made itself here: .* by zero") as fault:
+        probe(healthy_delta, (), 60)
+    assert fault.value.code == "check.probe_failed"
+
+
+# --- memory, descriptors and disk
+
+
+@pytest.mark.parametrize("end", ["", "while True: pass"])
+def test_a_child_that_uses_more_memory_than_the_delta_can_need_is_ended_and_proves_nothing(
+    healthy_delta: Path, tmp_path: Path, program: Program, monkeypatch: pytest.MonkeyPatch, end: str
+) -> None:
+    monkeypatch.setattr(chroma, "_ROOM_BYTES", 32 * 1024**2)
+    program(f"kept = b'x' * 2**28\n{end or 'time.sleep(60)'}")
+    with pytest.raises(CouldNotCheck, match=r"Chroma uses more than the \d+ bytes of memory that this delta") as fault:
+        probe(healthy_delta, (), 30)
+    assert fault.value.code == "check.memory"
+    assert starts(tmp_path) == 1
+
+
+def test_memory_that_a_child_reserves_and_does_not_use_is_not_counted(
+    healthy_delta: Path, program: Program, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(chroma, "_ROOM_BYTES", 32 * 1024**2)
+    program("import mmap\nkept = mmap.mmap(-1, 2**33)\ntime.sleep(0.2)\nprint(json.dumps(healthy))")
+    assert probe(healthy_delta, (), 30) == ([], "9.9")
+
+
+def test_an_index_with_room_for_more_than_it_holds_may_use_that_memory(flushed_delta: Path, tmp_path: Path) -> None:
+    delta = Path(shutil.copytree(flushed_delta, tmp_path / "copy"))
+    header = next(delta.rglob("header.bin"))
+    size = sum(path.stat().st_size for path in delta.rglob("*"))
+    before = chroma._memory(delta, size, 1)
+    for capacity, more in ((2**16, 2**22), (2**60, 2**32)):
+        header.write_bytes(header.read_bytes()[:12] + capacity.to_bytes(8, "little") + header.read_bytes()[20:])
+        needed = chroma._memory(delta, size, 1)
+        assert before < needed < before + more  # and what no index has is not believed
+    next(delta.rglob("index_metadata.pickle")).unlink()
+    assert chroma._memory(delta, size, 1) <= before  # a skeleton's header holds anything
+
+
+LIMITS = [
+    ("RLIMIT_NOFILE", 40, "check.descriptors"),
+    ("RLIMIT_AS", 2**30, "check.memory"),
+    ("RLIMIT_DATA", 2**30, "check.memory"),
+]
+
+
+@pytest.mark.parametrize(("limit", "most", "code"), LIMITS)
+def test_a_child_that_may_use_less_than_chroma_needs_says_nothing_of_the_delta(
+    healthy_delta: Path, tmp_path: Path, program: Program, limit: str, most: int, code: str
+) -> None:
+    before = f"resource.setrlimit(resource.{limit}, ({most}, {most}))"
+    program("print(json.dumps(healthy))", before=before)
+    with pytest.raises(CouldNotCheck, match="this process may have") as fault:
+        probe(healthy_delta, (), 30)
+    assert fault.value.code == code
+    assert not (tmp_path / "pids").exists()
+
+
+def test_a_child_raises_its_own_limit_of_descriptors_as_far_as_it_may(
+    healthy_delta: Path, tmp_path: Path, program: Program
+) -> None:
+    program("(here / 'seen').write_text(str(resource.getrlimit(resource.RLIMIT_NOFILE)))\n"
+            "print(json.dumps(healthy))",
+            before="resource.setrlimit(resource.RLIMIT_NOFILE, (40, 200))")  # fmt: skip
+    assert probe(healthy_delta, (), 30) == ([], "9.9")
+    assert (tmp_path / "seen").read_text() == "(200, 200)"
+
+
+def test_whatever_a_child_says_that_has_no_descriptors_left_proves_nothing(
+    healthy_delta: Path, program: Program
+) -> None:
+    program("files = []\ntry:\n  while True: files.append(os.dup(0))\n"
+            "except OSError: raise RuntimeError('oops') from None")  # fmt: skip
+    with pytest.raises(CouldNotCheck, match=r"oops \(too many open files\)") as fault:
+        probe(healthy_delta, (), 30)
+    assert fault.value.code == "check.descriptors"
+
+
+@pytest.mark.parametrize("code", ["die(signal.SIGBUS)", "raise RuntimeError('malformed')"])
+def test_what_a_child_says_on_a_disk_that_is_nearly_full_proves_nothing(
+    healthy_delta: Path, tmp_path: Path, program: Program, monkeypatch: pytest.MonkeyPatch, code: str
+) -> None:
+    program(f"if first: {code}\nprint(json.dumps(healthy))")
+    monkeypatch.setattr(chroma.os, "statvfs", lambda _: SimpleNamespace(f_bavail=1000, f_frsize=4096))
+    with pytest.raises(CouldNotCheck, match="4096000 bytes are left on the scratch disk") as fault:
+        probe(healthy_delta, (), 30)
+    assert fault.value.code == "check.disk_full"
+    assert starts(tmp_path) == 1
+    assert probe(healthy_delta, (), 30) == ([], "9.9")
+
+
+def test_a_child_that_writes_a_longer_file_than_it_may_proves_nothing(
+    healthy_delta: Path, program: Program, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(chroma, "_FILE_FACTOR", 0)
+    monkeypatch.setattr(chroma, "_FILE_BYTES", 2**20)
+    program("with open('big', 'wb') as file: file.write(bytes(2**21))")
+    with pytest.raises(CouldNotCheck) as fault:
+        probe(healthy_delta, (), 30)
+    assert fault.value.code == "check.disk_full"
 
 
 # --- faults of the environment in Chroma's words
@@ -400,6 +583,17 @@ def test_every_attempt_gets_a_fresh_copy(healthy_delta: Path, tmp_path: Path, pr
             "seen.touch()\ndie(signal.SIGSEGV)")  # fmt: skip
     probe(healthy_delta, (), 30)
     assert (tmp_path / "copies").read_text().split() == ["False", "False"]
+
+
+@pytest.mark.parametrize(("openings", "codes", "children"), [(1, [], 1), (2, ["chroma.failed"], 4)])
+def test_a_copy_is_opened_as_often_as_asked_and_what_only_a_later_opening_finds_counts(
+    healthy_delta: Path, tmp_path: Path, program: Program, openings: int, codes: list[str], children: int
+) -> None:
+    program(f"seen = Path(folder) / 'seen'\nif seen.exists(): print(json.dumps({failing('no such table')!r}))\n"
+            "else: seen.touch(); print(json.dumps(healthy))")  # fmt: skip
+    outcome = ask_twice(healthy_delta, 30, chroma._nothing_lost, 1, openings)
+    assert [finding.code for finding in outcome.findings] == codes
+    assert starts(tmp_path) == children
 
 
 def test_a_client_that_changed_the_tables_is_opened_anew_since_its_connections_may_not_all_know_of_it(

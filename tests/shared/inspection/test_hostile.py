@@ -56,7 +56,7 @@ def peak():
 
 shared.inspection._SQL_SECONDS = {SQL_SECONDS}
 before, started = peak(), sum(os.times()[:4])
-verdict = judge_folder(Path(sys.argv[1]), Depth.OPEN, Settings(probe_timeout_seconds=3)).verdict
+verdict = judge_folder(Path(sys.argv[1]), Depth(sys.argv[2]), Settings(probe_timeout_seconds=3)).verdict
 print(json.dumps(verdict.as_json() | {{"seconds": sum(os.times()[:4]) - started, "megabytes": peak() - before}}))
 """
 
@@ -72,14 +72,24 @@ def below(folder: Path) -> dict[str, tuple[int, int]]:
     return found
 
 
-def judged(delta: Path) -> dict[str, Any]:
+def largest_on_disk(folder: Path) -> int:
+    """Bytes that the largest file below a folder takes on the disk: a hole takes none."""
+    sizes = [0]
+    for where, _, names in os.walk(folder):
+        for name in names:
+            with suppress(OSError):  # a path that is too long
+                sizes.append(os.lstat(f"{where}/{name}").st_blocks * 512)
+    return max(sizes)
+
+
+def judged(delta: Path, depth: Depth = Depth.OPEN) -> dict[str, Any]:
     """The verdict on a delta, given by a child process, within the limits."""
     scratch = delta.parent / "scratch"
     scratch.mkdir()
     before = below(delta.parent)
     environment = {"PATH": os.defpath, "TMPDIR": str(scratch), "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
     child = subprocess.run(
-        [sys.executable, "-c", JUDGE, str(delta)],
+        [sys.executable, "-c", JUDGE, str(delta), depth],
         env=environment,
         capture_output=True,
         timeout=WALL_SECONDS,
@@ -91,10 +101,7 @@ def judged(delta: Path) -> dict[str, Any]:
     after[str(scratch)] = before[str(scratch)]  # its probe's folder came and went
     assert after == before, "something appeared, vanished or was changed"
     assert verdict["seconds"] < SECONDS, verdict["seconds"]
-    largest = max(
-        (p.lstat().st_blocks * 512 for p in delta.rglob("*") if not p.is_symlink() and p.is_file()), default=0
-    )
-    assert verdict["megabytes"] < MEGABYTES + largest // 1024**2, verdict["megabytes"]
+    assert verdict["megabytes"] < MEGABYTES + largest_on_disk(delta) // 1024**2, verdict["megabytes"]
     shown = [*verdict["findings"], *verdict["notes"], *verdict["collections"]]
     assert len(shown) <= 1000
     for finding in (*verdict["findings"], *verdict["notes"]):
@@ -214,18 +221,26 @@ def test_a_sparse_file_of_200_gib_beside_the_database_is_not_read(
     delta = copy_of(healthy_delta)
     (delta / name).touch()
     os.truncate(delta / name, HUGE)
-    assert judged(delta)["status"] in NOT_HEALTHY
+    assert judged(delta)["status"] in ({"healthy"} if name == "movie.mp4" else NOT_HEALTHY)  # which is not Chroma's
 
 
 @pytest.mark.parametrize(
-    "name", ["link_lists.bin", "data_level0.bin", "length.bin", "header.bin", "index_metadata.pickle", DATABASE]
+    ("name", "expected"),
+    [  # what follows in an index file after all that its header counts was left there by an older index
+        ("link_lists.bin", {"healthy"}),
+        ("data_level0.bin", {"healthy"}),
+        ("length.bin", {"healthy"}),
+        ("header.bin", NOT_HEALTHY),
+        ("index_metadata.pickle", NOT_HEALTHY),
+        (DATABASE, ANY),
+    ],
 )
 def test_a_sparse_file_just_below_the_size_cap_does_not_fill_the_memory(
-    name: str, flushed_delta: Path, copy_of: CopyOf
+    name: str, expected: set[str], flushed_delta: Path, copy_of: CopyOf
 ) -> None:
     delta = copy_of(flushed_delta)
     os.truncate(index_file(delta, name), 2 * 1024**3 - 16 * 1024**2)
-    assert judged(delta)["status"] in ({"healthy"} if name == DATABASE else set()) | NOT_HEALTHY
+    assert judged(delta)["status"] in expected
 
 
 HEADER_FIELDS = {
@@ -347,7 +362,7 @@ def deep_expression(delta: Path) -> None:
 
 
 SCHEMAS: dict[str, tuple[Make, set[str]]] = {
-    "triggers on every table": (triggers, {"corrupt"}),
+    "triggers on every table": (triggers, {"undetermined"}),
     "endless views as tables": (endless_views, {"corrupt"}),
     "virtual tables as tables": (virtual_tables, {"corrupt"}),
     "an index on an expression": (lambda d: with_schema(d, "i", f"CREATE INDEX i ON x(a + {FOREVER})"), NOT_HEALTHY),
@@ -369,8 +384,8 @@ SCHEMAS: dict[str, tuple[Make, set[str]]] = {
     "an endless view as full-text content": (endless_fulltext_view, NOT_HEALTHY),
     "10,000 tables": (many_tables, {"healthy"}),
     "10,000 views": (many_views, {"healthy"}),
-    "10,000 triggers": (many_triggers, {"corrupt"}),
-    "odd names": (odd_names, {"corrupt"}),
+    "10,000 triggers": (many_triggers, {"undetermined"}),
+    "odd names": (odd_names, {"undetermined"}),
     "a malformed name": (malformed_name, {"corrupt"}),
     "2,000 columns": (many_columns, ANY),
     "a deep expression": (deep_expression, ANY),

@@ -6,11 +6,13 @@ Each delta is judged in a child process, as in `test_hostile`, beside what is as
 from __future__ import annotations
 
 import math
+import random
 import struct
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 
+import chromadb
 import numpy as np
 import pytest
 
@@ -20,6 +22,7 @@ from shared.errors import CouldNotCheck
 from shared.inspection.limits import Limits, counted, memory_of, memory_of_operation
 from shared.inspection.pages import schema_bytes
 from shared.inspection.sqlite import opened
+from shared.verdict import Depth
 from tests.conftest import CopyOf
 from tests.shared.inspection.test_hostile import ANY, COUNTED, NOT_HEALTHY, changed, columns, index_file, judged
 
@@ -69,6 +72,56 @@ def test_the_memory_of_json_is_never_taken_for_much_less() -> None:
     assert memory_of_operation("[" + "[]," * 1000 + "1]") > 1000 * 64
 
 
+def test_what_an_escape_may_stand_for_is_counted_as_the_widest_character() -> None:
+    text = '{"a":"' + "x" * 1000 + '\\ud83d\\ude00"}'
+    assert memory_of_operation(text) > memory_of_operation(text.replace("\\u", "--")) + 3 * 1000
+
+
+@pytest.mark.parametrize("space", ["", " "])
+def test_marks_in_a_document_are_no_values(space: str) -> None:
+    marks = '[{,\\"' * 10_000
+    inside = memory_of_operation(f'{{"a":[1,2],"chroma:document":{space}"{marks}","b":[{{}},3]}}')
+    assert inside < len(marks) + 2000
+    for outside in (f'{{"chroma:document":"","b":"{marks}"}}', f'{{"chroma:document":"{marks}', f'{{"a":"{marks}"}}'):
+        assert memory_of_operation(outside) > 30_000 * 64
+
+
+LONG_DOCUMENTS = {"words": ("a word and ", 40), "a table": ("1,2,3,[],{},", 17), "lines": ('he said "no"\n', 17)}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("text", LONG_DOCUMENTS)
+def test_a_delta_with_a_long_document_is_healthy(text: str, tmp_path: Path) -> None:
+    delta = tmp_path / "delta"
+    letters, megabytes = LONG_DOCUMENTS[text]
+    part = "".join(random.Random(0).choices(letters, k=1000))
+    with chromadb.PersistentClient(delta) as client:
+        collection = client.create_collection("words", embedding_function=None)
+        collection.add(ids=["a", "b"], embeddings=[[1, 2], [3, 4]], documents=[part * megabytes * 1000, "short"])
+    verdict = judged(delta, Depth.STRUCTURE)
+    assert verdict["status"] == "healthy", verdict["findings"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("value", ["wide text", "wide escapes", "lists"])
+def test_a_value_as_long_as_a_large_file_may_have_does_not_exhaust_the_reader(
+    value: str, healthy_delta: Path, copy_of: CopyOf
+) -> None:
+    delta = copy_of(healthy_delta)
+    changed(
+        delta, "CREATE TABLE filler (a)", f"INSERT INTO filler {COUNTED.format(20)} SELECT zeroblob(10000000) FROM c"
+    )
+    length = 50_000_000
+    texts = {
+        "wide text": '{"a":"' + "x" * length + '\U0001f600"}',
+        "wide escapes": '{"a":"' + "x" * length + '\\ud83d\\ude00"}',
+        "lists": '{"a":[' + "[]," * (length // 3) + "1]}",
+    }
+    only = "seq_id = (SELECT min(seq_id) FROM embeddings_queue)"
+    changed(delta, f"UPDATE embeddings_queue SET metadata = ? WHERE {only}", values=(texts[value],))
+    assert judged(delta)["status"] in NOT_HEALTHY
+
+
 def test_the_size_of_a_schema_is_known_before_sqlite_reads_it(healthy_delta: Path, copy_of: CopyOf) -> None:
     def size(folder: Path) -> int:
         data = (folder / DATABASE).read_bytes()
@@ -102,7 +155,7 @@ PICKLES = {
     "get": repeated(b"h\0", b"}q\0"), "protocol": repeated(b"\x80\4"), "frame": repeated(b"\x95" + bytes(8)),
     "item": repeated(b"K\1Ns", b"}"), "items": repeated(b"(u", b"}"),
     "places far apart": lambda d: index_file(d, "index_metadata.pickle").write_bytes(
-        b"\x80\4}" + b"".join(b"r" + struct.pack("<I", 4096 * i) for i in range(BYTES // 5)) + b"."
+        b"\x80\4}" + b"".join(b"r" + struct.pack("<I", 1024 * i) for i in range(BYTES // 5)) + b"."
     ),
     "one wide text": lambda d: index_file(d, "index_metadata.pickle").write_bytes(
         b"\x80\4X" + struct.pack("<I", LONG) + "\U0001f600".encode() + b"x" * (LONG - 4) + b"."
