@@ -62,7 +62,8 @@ def _functions() -> Mapping[str, list[Policy]]:
 def _scanner(scope: Scope, telling: list[Policy]) -> list[Policy]:
     """Reading always; moving the corrupt, and telling of it, only where the deployment allows it."""
     reading = policies.scanner(scope)["Statement"]
-    moving = [s for s in policies.scanner(scope, quarantine=True)["Statement"] if s["Sid"] != "List"]
+    known = {statement["Sid"] for statement in reading}
+    moving = [s for s in policies.scanner(scope, quarantine=True)["Statement"] if s["Sid"] not in known]
     results = _results()
     listing = {**results.listing(held=False)[0], "Sid": "ListResults"}
     actions = ["s3:PutObject", "s3:GetObject"]

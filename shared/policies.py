@@ -241,6 +241,7 @@ def resubmit(
     return _policy(
         [
             *scope.listing(deltas=False),
+            _allow("ReadRecords", ["s3:GetObject"], scope.held(f"*/{_RECORD}")),
             _allow("CountStarts", ["s3:GetObject", "s3:PutObject"], scope.held(f"{_RESUBMISSIONS}*")),
             *_consume(queue, hide=True),
             *_send(target_queue),

@@ -162,7 +162,8 @@ def _attempt(folder: Path, seconds: float, look: Look, collections: int, opening
         copy = scratch / "delta"
         with faults_explained("copying the delta for the probe"):
             size = _copy(folder, copy)
-        limits = Limits(seconds, _memory(copy, size, collections), _FILE_FACTOR * size + _FILE_BYTES)
+        with faults_explained("looking at the copy for the probe"):
+            limits = Limits(seconds, _memory(copy, size, collections), _FILE_FACTOR * size + _FILE_BYTES)
         for number in range(openings):
             own = scratch / f"opening-{number}"
             with faults_explained("preparing a probe"):

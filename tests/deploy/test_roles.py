@@ -54,6 +54,8 @@ _SELDOM = {
     "sqs:ChangeMessageVisibility": "messages are put off when something fails",
     "s3:AbortMultipartUpload": "an upload in parts fails",
     "states:StartExecution": "the target of resubmissions is a state machine",
+    "FindUploads": "a file of a delta is missing, and its arrival time is over",
+    "FindParts": "such a file is being uploaded in parts",
     "TryConditionalDelete": "a store is asked once whether it knows conditional deletes",
 }
 """Rights that these runs need not use, by action or statement, and when they are used."""

@@ -14,7 +14,7 @@ import pytest
 
 from scanner.fleet import FleetRequest
 from shared.delta import DATABASE, MANIFEST
-from shared.notices import ChunkRejected, DeltaQuarantined, ResubmissionExhausted
+from shared.notices import ChunkRejected, DeltaCorrupt, DeltaQuarantined, ResubmissionExhausted
 from shared.settings import VARIABLES
 from shared.verdict import Depth
 from tests.deploy.conftest import ROOT
@@ -189,7 +189,7 @@ def test_a_scan_by_schedule_asks_for_what_a_scan_can_be_asked_for(
 
 def test_a_person_is_told_of_what_matters(resources: Resources) -> None:
     rule = resources["NoticesRule"]["Properties"]
-    told = {notice.detail_type for notice in (DeltaQuarantined, ChunkRejected, ResubmissionExhausted)}
+    told = {notice.detail_type for notice in (DeltaQuarantined, DeltaCorrupt, ChunkRejected, ResubmissionExhausted)}
     assert set(rule["EventPattern"]["detail-type"]) == told
     assert rule["Targets"][0]["Arn"] == {"Ref": "Notices"}
 

@@ -142,11 +142,11 @@ def put_past_http(location: DeltaLocation, names: Iterator[str]) -> None:
         backend.put_object(location.bucket, location.prefix + name, b"tiny")
 
 
-def test_a_delta_of_1500_tiny_files_is_over_the_cap_and_costs_a_few_requests(
+def test_a_delta_of_too_many_tiny_files_is_over_the_cap_and_costs_a_few_requests(
     clock: Clock, healthy_delta: Path, put_delta: PutDelta, capsys: pytest.CaptureFixture[str]
 ) -> None:
     location = put_delta(healthy_delta, "words/delta/tiny")
-    put_past_http(location, many_files(1500))
+    put_past_http(location, many_files(MAX_OWN_FILES + 5))
     event = in_queue(s3_event("deltas", location.key(DATABASE)))
     assert handler(event, Invocation(clock, 10.0, 1))["batchItemFailures"]
     assert clock.requests < 12
