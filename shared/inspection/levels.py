@@ -67,7 +67,7 @@ class _Occupied:
 def inspect_levels(segment: str, header: IndexHeader, size: int, read: Read, limits: Limits) -> list[Finding]:
     """What is wrong with the links above level 0: for each element a u32 size, then that many bytes of levels.
 
-    A neighbour must itself reach the level it is linked on, else hnswlib reads past that neighbour's links. What follows
+    A neighbour must itself reach the level it is linked on, else hnswlib reads past its links. What follows
     the last element was left there by an older index, and is not read.
 
     Args:
