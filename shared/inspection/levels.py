@@ -44,9 +44,9 @@ class _Occupied:
         self._cursor = self._end = 0
 
     def first(self, at: int, until: int) -> tuple[int, int]:
-        """Number and value of the first such word from `at` on; where there is none before, `until` or the end, and 0.
+        """Number and value of the first such word from `at` on, which never goes back.
 
-        `at` never goes back.
+        Where there is none before, it is `until`, or the end, and 0.
         """
         until = min(until, self._count)
         while True:
@@ -67,8 +67,8 @@ class _Occupied:
 def inspect_levels(segment: str, header: IndexHeader, size: int, read: Read, limits: Limits) -> list[Finding]:
     """What is wrong with the links above level 0: for each element a u32 size, then that many bytes of levels.
 
-    A neighbour must itself reach the level it is linked on, else hnswlib reads past that neighbour's links. What
-    follows after the last element was left there by an older index, and is not read.
+    A neighbour must itself reach the level it is linked on, else hnswlib reads past its links. What follows
+    the last element was left there by an older index, and is not read.
 
     Args:
         segment: The segment's id.
