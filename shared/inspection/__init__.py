@@ -114,7 +114,7 @@ def examine(
                 deadline.check("asking Chroma")
                 seconds = min(probe_seconds, deadline.left / chroma.ATTEMPTS)
                 with step("probe"):
-                    found, version = chroma.probe(folder, contents, seconds)
+                    found, version = chroma.probe(folder, contents, seconds, searchable=_searchable(observed))
                 if seconds < probe_seconds and any(finding.code == "chroma.hung" for finding in found):
                     raise CouldNotCheck("check.timeout", f"only {seconds:.0f} s were left for Chroma")
                 observed += found
@@ -123,6 +123,11 @@ def examine(
     except CouldNotCheck as fault:
         observed.append(Finding(fault.code, "", fault.detail))
     return examination
+
+
+def _searchable(findings: list[Finding]) -> bool:
+    """Whether a full-text query must find what is there: not where an upgrade put the texts under other numbers."""
+    return all(finding.code != "sqlite.fulltext_outdated" for finding in findings)
 
 
 def _blocked(findings: list[Finding]) -> bool:
@@ -206,7 +211,7 @@ def _look_inside(
     if status_of(observed) is not Status.HEALTHY:
         return observed + _left(connection, schema, observed), ()
     search = partial(sqlite.inspect_fulltext, migrated=schema.fulltext_migrated)
-    unsearchable = integrity.then(search) if schema.searches_fulltext else list
+    unsearchable = integrity.then(search if schema.searches_fulltext else sqlite.foresee_fulltext)
     with counted(connection, limits):
         collections, found = read_collections(connection, schema)
     observed += found
