@@ -223,6 +223,8 @@ def _look_inside(
     damaged = status_of(observed) is Status.CORRUPT
     contents, found = look(damaged=damaged)
     texts = unsearchable()
+    if schema.fulltext and not damaged and status_of(texts) is Status.HEALTHY:
+        texts += records.inspect_waiting_texts(connection, collections, limits)
     if (
         status_of(texts) is Status.CORRUPT and not damaged
     ):  # then it has to be told of every collection what is left of it
