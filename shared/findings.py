@@ -68,7 +68,7 @@ CATALOGUE: dict[str, FindingKind] = {
     "sqlite.unexpected_expression": FindingKind(_U, "A table of Chroma's computes values that no Chroma writes."),
     "sqlite.migration_mismatch": FindingKind(_P, "The record of migrations is not one that Chroma opens."),
     "sqlite.schema_newer": FindingKind(_U, "Written by a newer Chroma or SQLite than any known: it cannot be judged."),
-    "sqlite.fulltext_unusable": FindingKind(_P, "The full-text index cannot answer queries, or answers wrongly."),
+    "sqlite.fulltext_unusable": FindingKind(_P, "The full-text index does not answer right, or blocks the queue."),
     # vector index
     "hnsw.header_invalid": FindingKind(_P, "A field of header.bin contradicts the format or the other fields."),
     "hnsw.size_mismatch": FindingKind(_P, "An index file is shorter than what its header counts."),

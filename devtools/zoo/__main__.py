@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
 
-from devtools.zoo.frozen import freeze
+from devtools.zoo.frozen import OUTCOMES, freeze
 from devtools.zoo.kinds import KINDS
 from devtools.zoo.outcomes import Outcome, examine, keep, label, table
 from devtools.zoo.releases import RELEASES, cache_folder, python_of
@@ -35,7 +35,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 continue
             outcome = done.result()
             outcomes.append(outcome)
-            if options.freeze and outcome.specimen.truth.outcome == "complete":
+            if options.freeze and outcome.specimen.truth.outcome in OUTCOMES:
                 freeze(outcome.specimen, options.freeze)
             if outcome.disagreement:
                 keep(outcome, options.output)
@@ -54,7 +54,7 @@ def _parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--kinds", nargs="+", choices=names, default=names, metavar="KIND")
     parser.add_argument("--jobs", type=int, default=2)
     parser.add_argument(
-        "--freeze", type=Path, metavar="FOLDER", help="freeze every directory of these that is complete"
+        "--freeze", type=Path, metavar="FOLDER", help="freeze every directory of these about which there is a truth"
     )
     parser.add_argument("--output", type=Path, default=cache_folder() / "wrong", help="where wrong ones are kept")
     return parser.parse_args(arguments)

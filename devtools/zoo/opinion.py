@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -40,21 +41,27 @@ class Opinion:
         return set(self.statuses.values()) == {Status.HEALTHY.value}
 
     @property
+    def unsettled(self) -> bool:
+        """Whether all that it finds is the journal of a writer that was killed where it lies."""
+        return self.codes == ("layout.journal_unsettled",) and Status.CORRUPT not in self.statuses.values()
+
+    @property
     def codes(self) -> tuple[str, ...]:
         """The codes of what it found, sorted."""
         return tuple(sorted({finding.split(" ", 1)[1].split(":", 1)[0] for finding in self.findings}))
 
 
-def opinion(folder: Path, answer: Answer | None) -> Opinion:
-    """Judges a directory at every depth, and reads it.
+def opinion(folder: Path, answer: Answer | None, depths: Iterable[Depth] = tuple(Depth)) -> Opinion:
+    """Judges a directory, and reads it.
 
     Args:
         folder: The directory. It is not written to.
         answer: What Chroma gave back of it, None where that is not to be compared.
+        depths: At which depths.
     """
     settings = replace(Settings(), probe_timeout_seconds=_PROBE_SECONDS)
     statuses, findings = dict[str, str](), list[str]()
-    for depth in Depth:
+    for depth in depths:
         verdict = judge_folder(folder, depth, settings).verdict
         statuses[depth.value] = verdict.status.value
         if verdict.status is not Status.HEALTHY:

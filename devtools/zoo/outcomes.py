@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
+import sys
+import tempfile
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -15,7 +18,7 @@ from devtools.zoo.opinion import Opinion, opinion
 from devtools.zoo.runner import Writers
 from devtools.zoo.specimens import Specimen, specimen
 from devtools.zoo.truth import Reader
-from shared.verdict import Status
+from shared.verdict import Depth, Status
 
 _UNSETTLED = ("layout.journal_unsettled",)
 
@@ -26,11 +29,14 @@ class Outcome:
 
     Args:
         specimen: The directory.
-        opinion: What Deltaguard says; None where there is no truth to hold it against.
+        opinion: What Deltaguard says; None where there is no truth to hold it against. Where a killed writer left its
+            journal, that is of the directory after Chroma opened it, as the finding says to do.
+        unsettled: Whether there was such a journal, so that the directory as it is was `undetermined`.
     """
 
     specimen: Specimen
     opinion: Opinion | None
+    unsettled: bool = False
 
     @property
     def disagreement(self) -> str:
@@ -52,7 +58,7 @@ class Outcome:
             return "search"
         if said.healthy and truth != "fails" and said.content:
             return "content"
-        return "missed" if truth == "fails" and said.statuses["structure"] == Status.HEALTHY else ""
+        return "missed" if truth == "fails" and said.statuses.get("structure") == Status.HEALTHY else ""
 
     @property
     def why(self) -> str:
@@ -74,11 +80,30 @@ def examine(seed: int, versions: Sequence[str], kinds: Sequence[str]) -> Outcome
     return judged(specimen(history, *_crew))
 
 
-def judged(made: Specimen) -> Outcome:
-    """A directory with Deltaguard's opinion of it."""
+def judged(made: Specimen, depths: Sequence[Depth] = tuple(Depth)) -> Outcome:
+    """A directory with Deltaguard's opinion of it at some depths."""
     if made.truth.outcome == "unknown":
         return Outcome(made, None)
-    return Outcome(made, opinion(made.folder, made.truth.answer if made.truth.outcome != "fails" else None))
+    answer = made.truth.answer if made.truth.outcome != "fails" else None
+    said = opinion(made.folder, answer, depths)
+    if not said.unsettled:
+        return Outcome(made, said)
+    with tempfile.TemporaryDirectory(prefix="zoo-") as scratch:
+        return Outcome(made, opinion(settled(made.folder, Path(scratch) / "delta"), answer, depths), unsettled=True)
+
+
+def settled(folder: Path, copy: Path) -> Path:
+    """A copy of a directory that Chroma opened and closed."""
+    shutil.copytree(folder, copy)
+    subprocess.run([sys.executable, "-c", _OPENS, str(copy)], check=True)  # noqa: S603 -- ours
+    return copy
+
+
+_OPENS = """
+import sys, chromadb
+from chromadb.config import Settings
+chromadb.PersistentClient(sys.argv[1], settings=Settings(anonymized_telemetry=False)).close()
+"""
 
 
 def label(outcome: Outcome) -> str:
@@ -116,6 +141,7 @@ def table(outcomes: Iterable[Outcome]) -> list[str]:
     wrong: Counter[str] = Counter()
     for outcome in outcomes:
         kinds[outcome.specimen.history["kind"]][outcome.specimen.truth.outcome] += 1
+        kinds[outcome.specimen.history["kind"]]["unsettled"] += outcome.unsettled
         if outcome.disagreement:
             kinds[outcome.specimen.history["kind"]][f"! {outcome.disagreement}"] += 1
             wrong[f"{outcome.disagreement}: {outcome.why[:100]}"] += 1
@@ -125,6 +151,7 @@ def table(outcomes: Iterable[Outcome]) -> list[str]:
         "differs",
         "fails",
         "unknown",
+        "unsettled",
         "! corrupt",
         "! not healthy",
         "! search",

@@ -88,13 +88,16 @@ class Outcome:
         return codes == others and self.stage == other.stage
 
 
-def probe(folder: Path, expected: Sequence[Contents], seconds: float) -> tuple[list[Finding], str]:
+def probe(
+    folder: Path, expected: Sequence[Contents], seconds: float, *, searchable: bool = True
+) -> tuple[list[Finding], str]:
     """Has Chroma read a delta, and compares what it returns with what the bytes hold.
 
     Args:
         folder: The delta. It is copied for each attempt and never opened itself.
         expected: What the records of the delta say it holds.
         seconds: Time limit of one attempt.
+        searchable: Whether a full-text query must find what is there.
 
     Returns:
         The findings, and the version of chromadb that was asked.
@@ -102,7 +105,7 @@ def probe(folder: Path, expected: Sequence[Contents], seconds: float) -> tuple[l
     Raises:
         CouldNotCheck: The probe could not be run to an answer that is about the bytes.
     """
-    look = partial(differences, expected=expected, folder=folder)
+    look = partial(differences, expected=expected, folder=folder, searchable=searchable)
     outcome = ask_twice(folder, seconds, look, len(expected))
     return [*outcome.findings], outcome.version
 

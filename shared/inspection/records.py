@@ -11,14 +11,16 @@ from __future__ import annotations
 
 import hashlib
 import sqlite3
-from collections.abc import Set
+from collections.abc import Sequence, Set
 from dataclasses import dataclass
+from heapq import heapify, heappop, heappush
 
 import numpy as np
 
 from shared.delta import DATABASE
 from shared.inspection.idmap import IdMap
 from shared.inspection.limits import NO_LIMITS, ROW, Limits, memory_of
+from shared.inspection.metadata import parse_queued
 from shared.inspection.replay import ADD, DELETE, UPDATE, UPSERT, WIDTH, Replay
 from shared.inspection.schema import Schema
 from shared.inspection.sqlite import explained
@@ -32,6 +34,16 @@ _QUEUED = """
     SELECT operation, id, CASE WHEN encoding = 'FLOAT32' THEN vector ELSE iif(vector IS NULL, NULL, x'') END
     FROM embeddings_queue WHERE substr(topic, -36) = ? ORDER BY seq_id
 """
+_TEXTS_LEFT = (
+    "SELECT f.id FROM embedding_fulltext_search_content AS f"
+    " WHERE NOT EXISTS (SELECT 1 FROM embeddings AS e WHERE e.id = f.id)"
+)
+_OTHERS = "SELECT ifnull(max(id), 0) FROM embeddings WHERE segment_id IS NOT ?"
+_WAITING = (
+    "SELECT seq_id, operation, id, metadata FROM embeddings_queue WHERE substr(topic, -36) = ? AND seq_id > ?"
+    " ORDER BY seq_id"
+)
+_DOCUMENT = "chroma:document"
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +99,78 @@ def inspect_collection(
             findings += _labels_to_come(collection, index, replay.added, ahead)
     count = CollectionCount(collection.name, collection.dimension, len(replay.with_row))
     return Contents(count, replay.with_row), findings
+
+
+def inspect_waiting_texts(
+    connection: sqlite3.Connection, collections: Sequence[Collection], limits: Limits = NO_LIMITS
+) -> list[Finding]:
+    """Whether the documents that wait in the queue find room in the full-text table.
+
+    Chroma gives a new embedding the number after the highest, and adds its document under the same. That fails, and
+    with it every read, where a text is there already: 0.4 left texts of what was deleted behind, and an upgrade from
+    0.4.3 to 0.4.5 puts texts under numbers of other rows. Source: `apply_logs` in chroma-core/chroma 1.5.9,
+    `rust/segment/src/sqlite_metadata.rs`; an update or upsert makes room first.
+
+    Args:
+        connection: A database with a full-text table that may be read.
+        collections: Its collections.
+        limits: What it may cost.
+
+    Raises:
+        CouldNotCheck: It could not be read for a reason outside the bytes.
+    """
+    with explained("reading the texts that wait in the queue") as findings:
+        texts = set()
+        for (number,) in connection.execute(_TEXTS_LEFT):
+            limits.keep(ROW)
+            texts.add(number)
+        if not texts:
+            return findings
+        waiting = [c for c in collections if connection.execute(_WAITING, (c.id, c.applied_to)).fetchone()]
+        blocked = [_blocked(connection, collection, {*texts}, limits) for collection in waiting]
+        if all(blocked):  # else the numbers depend on which one is read first
+            findings += [finding for found in blocked for finding in found]
+    return findings
+
+
+def _blocked(connection: sqlite3.Connection, collection: Collection, texts: set[int], limits: Limits) -> list[Finding]:
+    """The first operation of a queue whose document finds the number of its embedding taken."""
+    rows, findings = _metadata_ids(connection, collection, limits)
+    if findings:
+        return []  # told elsewhere
+    ((others,),) = connection.execute(_OTHERS, (collection.metadata_segment,))
+    numbers = [-others, *(-number for number in rows.values())]
+    heapify(numbers)
+    taken = {others, *rows.values()}
+    for seq_id, kind, id_, text in connection.execute(_WAITING, (collection.id, collection.applied_to)):
+        try:
+            document = parse_queued(text).get(_DOCUMENT)
+        except ValueError:
+            return []  # Chroma comes no further than this, which is told elsewhere
+        if kind == DELETE:
+            number = rows.pop(id_, None)
+            texts.discard(number)
+            taken.discard(number)
+            continue
+        known = id_ in rows
+        if not known and kind in (ADD, UPSERT):
+            limits.keep(ROW + memory_of(id_))
+            while -numbers[0] not in taken:
+                heappop(numbers)
+            rows[id_] = 1 - numbers[0]
+            heappush(numbers, -rows[id_])
+            taken.add(rows[id_])
+        if document is None or id_ not in rows:
+            continue
+        if kind == ADD and not known and rows[id_] in texts:
+            detail = (
+                f"row {seq_id} of embeddings_queue adds {shown(id_)} to {shown(collection.name)} as number "
+                f"{rows[id_]}, under which the full-text table has a text already"
+            )
+            return [Finding("sqlite.fulltext_unusable", DATABASE, detail)]
+        if kind != ADD:
+            texts.discard(rows[id_])
+    return []
 
 
 def _labels_to_come(collection: Collection, index: IdMap, added: int, ahead: int) -> list[Finding]:

@@ -56,6 +56,12 @@ _DOCUMENTS_MISSING = """
     WHERE m.key = 'chroma:document' AND f.c0 IS NOT m.string_value
     AND EXISTS (SELECT 1 FROM embeddings AS e WHERE e.id = m.id)
 """
+# The same before an upgrade: which documents it will not put under their own number.
+_DOCUMENTS_SHIFTED = """
+    SELECT count(*), min(m.id) FROM embedding_metadata AS m WHERE m.key = 'chroma:document'
+    AND (SELECT o.string_value FROM embedding_metadata AS o WHERE o.rowid = m.id) IS NOT m.string_value
+    AND EXISTS (SELECT 1 FROM embeddings AS e WHERE e.id = m.id)
+"""
 _TABLES_OF_ROWS = "SELECT name FROM sqlite_schema WHERE type = 'table' AND rootpage > 0"
 _CHECKS_VIRTUAL_SINCE = (3, 44)
 _SAID_BY_LATER = re.compile(
@@ -294,6 +300,24 @@ def inspect_fulltext(connection: sqlite3.Connection, *, migrated: bool = False) 
     )
     outdated = migrated or (shifted == wrong - missing > 0)
     return [Finding("sqlite.fulltext_outdated" if outdated else "sqlite.fulltext_unusable", DATABASE, detail)]
+
+
+def foresee_fulltext(connection: sqlite3.Connection) -> list[Finding]:
+    """Which documents of 0.4.3 to 0.4.5 a later Chroma will not find: it makes the full-text table when it opens them.
+
+    Args:
+        connection: A database that has not come to the full-text table of today.
+    """
+    shifted, first = 0, None
+    with explained("reading the documents") as findings:
+        ((shifted, first),) = connection.execute(_DOCUMENTS_SHIFTED)
+    if not shifted:
+        return findings
+    detail = (
+        f"an upgrade will not make {shifted} of the documents in embedding_metadata searchable, the first of row "
+        f"{printable(str(first), _LONGEST_NUMBER)}"
+    )
+    return [Finding("sqlite.fulltext_outdated", DATABASE, detail)]
 
 
 def _read_only_uri(path: Path) -> str:

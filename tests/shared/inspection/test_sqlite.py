@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from local.deltas import DeltaRecipe, build_delta
+from local.deltas import DeltaRecipe, _client, build_delta
 from shared.delta import DATABASE
 from shared.errors import CouldNotCheck
 from shared.inspection import sqlite
@@ -20,6 +20,7 @@ from shared.inspection.schema import read_schema
 from shared.inspection.sqlite import (
     NotUtf8,
     explained,
+    foresee_fulltext,
     inspect_fulltext,
     inspect_header,
     inspect_integrity,
@@ -27,6 +28,7 @@ from shared.inspection.sqlite import (
     what_is_readable,
 )
 from shared.verdict import Finding, Status, status_of
+from tests.samples import SAMPLES, Sample
 from tests.shared.inspection.databases import asked, changed, untyped
 
 
@@ -275,6 +277,24 @@ def test_the_documents_that_the_full_text_table_lacks_or_has_otherwise_are_count
 def test_a_full_text_table_without_a_document_to_find_is_healthy(tmp_path: Path) -> None:
     build_delta(tmp_path, DeltaRecipe(embeddings=5, documents=False))
     assert fulltext_of(tmp_path) == []
+
+
+@pytest.mark.parametrize("sample", [s for s in SAMPLES if s.name.startswith("0.4.3-")], ids=lambda sample: sample.name)
+def test_which_documents_an_upgrade_from_0_4_3_makes_unsearchable_is_told_before_it(
+    sample: Sample, tmp_path: Path
+) -> None:
+    folder = sample.unpack(tmp_path)
+    with opened(folder / DATABASE, 60) as connection:
+        foreseen = foresee_fulltext(connection)
+    with _client(folder) as client:
+        client.list_collections()
+    with opened(folder / DATABASE, 60) as connection:
+        found = inspect_fulltext(connection, migrated=True)
+    assert codes(foreseen) == codes(found)
+    numbers = [[int(number) for number in re.findall(r"\d+", f.detail)] for f in (*foreseen, *found)]
+    if numbers:
+        (_, unsearchable, *_), (missing, differing, _) = sorted(numbers[0]), numbers[1]
+        assert unsearchable == missing + differing
 
 
 # --- opening
