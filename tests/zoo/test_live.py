@@ -18,7 +18,7 @@ from devtools.zoo.truth import Reader
 
 pytestmark = pytest.mark.slow
 
-_EACH = 2
+_EACH = 1
 _LONG = {"defaults", "outgrown", "served", "served-killed", "sparse"}
 _LIVE = [kind for kind in KINDS if kind.takes(NEWEST)]
 
