@@ -224,7 +224,7 @@ def _settled(plan: Plan, folders: Mapping[DeltaLocation, Path]) -> list[SettledC
     settlement = Settlement()
     for source in plan.sources:
         with failing_as(source.location.uri), opened_delta(folders[source.location]) as delta:
-            settlement.add(source.location.uri, delta.collections, source.collections)
+            settlement.add(source.location.uri, delta.collections, source.collections, delta.elsewhere)
     return settlement.collections
 
 

@@ -55,17 +55,28 @@ class Settlement:
         """The collections of the result, in the order in which they first came."""
         return list(self._collections.values())
 
-    def add(self, delta: str, stored: Sequence[StoredCollection], expected: Sequence[str] | None) -> None:
+    def add(
+        self,
+        delta: str,
+        stored: Sequence[StoredCollection],
+        expected: Sequence[str] | None,
+        elsewhere: Sequence[StoredCollection] = (),
+    ) -> None:
         """Takes in the collections of one delta.
 
         Args:
             delta: Its place, for messages.
             stored: What it holds.
             expected: The collections that its chunk says it holds; None where it does not say.
+            elsewhere: What it holds in other databases, which are not merged.
 
         Raises:
             MergeFailed: It holds other collections, or one that does not fit those of the deltas before.
         """
+        for collection in elsewhere:
+            if collection.count:
+                name = _shown(collection.name)
+                raise MergeFailed(delta, f"it holds {collection.count} embeddings of {name} in another database")
         if expected is not None:
             _compare(delta, stored, expected)
         for collection in stored:

@@ -105,7 +105,7 @@ class OpenDelta:
         folder: Where it is.
         connection: Its database.
         schema: The schema of that, which is sound.
-        collections: Those that Chroma lists: of the default database.
+        collections: Those of every database.
     """
 
     def __init__(
@@ -114,17 +114,24 @@ class OpenDelta:
         self._folder = folder
         self._connection = connection
         self._schema = schema
-        self._collections = collections
+        self._collections = [collection for collection in collections if collection.is_default]
+        self._elsewhere = [collection for collection in collections if not collection.is_default]
 
     @cached_property
     def collections(self) -> list[StoredCollection]:
-        """Its collections, sorted by name.
+        """Its collections, sorted by name: those of the default database, which Chroma lists.
 
         Raises:
             Unreadable, CouldNotCheck: They cannot be read.
         """
         with reading("its collections"):
             return [self._described(collection) for collection in self._collections]
+
+    @cached_property
+    def elsewhere(self) -> list[StoredCollection]:
+        """Those of other databases, whose embeddings `records` does not read. Raises as `collections` does."""
+        with reading("the collections of other databases"):
+            return [self._described(collection) for collection in self._elsewhere]
 
     def records(self, name: str, most: int = 1000, *, as_given: bool = False) -> Iterator[Records]:
         """The embeddings of a collection, at most so many at a time, so that memory stays flat.
@@ -343,7 +350,7 @@ def opened_delta(folder: Path) -> Iterator[OpenDelta]:
             _proven(inspect_schema(connection, schema))
             collections, findings = sysdb.read_collections(connection, schema)
             _proven(findings)
-        yield OpenDelta(folder, connection, schema, [c for c in collections if c.is_default])
+        yield OpenDelta(folder, connection, schema, collections)
 
 
 def read_records(folder: Path, collection: str, most: int = 1000) -> Iterator[Records]:

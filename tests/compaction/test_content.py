@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import chromadb
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from compaction.chunk import process
+from compaction.failure import MergeFailed
 from compaction.settlement import Settlement
 from compaction.target import CollectionPlan, opened_target
-from local.deltas import _client
+from local.deltas import DeltaRecipe, _client, build_delta
 from shared.inspection.contents import opened_delta
-from tests.compaction.conftest import Rows, upserted
+from tests.compaction.conftest import Deltas, Rows, upserted
 
 _DIMENSION = 3
 _texts = st.text(st.characters(codec="utf-8", exclude_characters="\0"), max_size=12)
@@ -42,6 +46,18 @@ def test_any_chunk_comes_out_as_its_deltas_in_order(indexed: bool, chunk: list[d
         contents = [{"words": _written(folder, delta)} for folder, delta in zip(folders, chunk, strict=True)]
         _merged(folders, Path(scratch) / "merged", indexed=indexed)
         assert _read(Path(scratch) / "merged") == upserted(contents)["words"]
+
+
+@pytest.mark.slow
+def test_what_lies_in_another_database_is_never_left_behind(put_chunk: Callable[..., Deltas], tmp_path: Path) -> None:
+    build_delta(tmp_path / "words", DeltaRecipe(embeddings=5, dimension=4))
+    with _client(tmp_path / "words") as client:
+        chromadb.AdminClient(client.get_settings()).create_database("other")
+        client.set_database("other")
+        elsewhere = client.create_collection("more", embedding_function=None)
+        elsewhere.add(ids=["a"], embeddings=[[1.0, 2.0, 3.0, 4.0]])
+    with pytest.raises(MergeFailed, match="it holds 1 embeddings of 'more' in another database"):
+        process("batch-1", 0, put_chunk([tmp_path / "words"]), {})
 
 
 def _written(folder: Path, delta: dict[str, Any]) -> Rows:
