@@ -13,7 +13,7 @@ import numpy as np
 from devtools.zoo.history import DEFAULT
 from devtools.zoo.truth import Answer
 from shared.errors import DeltaguardError
-from shared.inspection.contents import OpenDelta, opened_delta
+from shared.inspection.contents import OpenDelta, Records, opened_delta
 from shared.judgement import judge_folder
 from shared.settings import Settings
 from shared.verdict import Depth, Status
@@ -90,26 +90,53 @@ def content_difference(folder: Path, answer: Answer) -> str:
 
 
 def _records_difference(delta: OpenDelta, name: str, part: dict[str, Any]) -> str:
-    place = {id_: number for number, id_ in enumerate(part["ids"])}
     order: list[str] = []
     for records in delta.records(name):
         order += records.ids
-        for number, id_ in enumerate(records.ids):
-            if id_ not in place:
-                return f"id {id_!r}, which Chroma has not"
-            at = place[id_]
-            vector = np.array(part["vectors"][at], np.float32)
-            if not np.array_equal(records.vectors[number], vector, equal_nan=True):
-                return f"id {id_!r}: vector {records.vectors[number][:4].tolist()}, Chroma has {vector[:4].tolist()}"
-            for what, found, want in (
-                ("document", records.documents[number], part["documents"][at]),
-                ("metadata", records.metadatas[number], part["metadatas"][at]),
-                ("URI", records.uris[number], part["uris"][at]),
-            ):
-                if not _equal(found, want):
-                    return f"id {id_!r}: {what} {str(found)[:200]!r}, Chroma has {str(want)[:200]!r}"
+        if why := _page_difference(records, part):
+            return why
     if sorted(order) != sorted(part["ids"]):
         return f"{len(order)} ids, Chroma has {len(part['ids'])}"
+    return ""
+
+
+def _page_difference(records: Records, part: dict[str, Any]) -> str:
+    place = {id_: number for number, id_ in enumerate(part["ids"])}
+    for number, id_ in enumerate(records.ids):
+        if id_ not in place:
+            return f"id {id_!r}, which Chroma has not"
+        at = place[id_]
+        vector = np.array(part["vectors"][at], np.float32)
+        if not np.array_equal(records.vectors[number], vector, equal_nan=True):
+            return f"id {id_!r}: vector {records.vectors[number][:4].tolist()}, Chroma has {vector[:4].tolist()}"
+        for what, found, want in (
+            ("document", records.documents[number], part["documents"][at]),
+            ("metadata", records.metadatas[number], part["metadatas"][at]),
+            ("URI", records.uris[number], part["uris"][at]),
+        ):
+            if not _equal(found, want):
+                return f"id {id_!r}: {what} {str(found)[:200]!r}, Chroma has {str(want)[:200]!r}"
+    return ""
+
+
+def answers_difference(found: Answer, wanted: Answer) -> str:
+    """How one answer of Chroma's differs from another in embeddings; empty if not."""
+    parts = [{(*part["at"], part["name"]): part for part in answer["collections"]} for answer in (found, wanted)]
+    if parts[0].keys() != parts[1].keys():
+        return f"collections {sorted(parts[0])} instead of {sorted(parts[1])}"
+    for place, part in parts[1].items():
+        other = parts[0][place]
+        if len(other["ids"]) != len(part["ids"]):
+            return f"{place}: {len(other['ids'])} ids instead of {len(part['ids'])}"
+        records = Records(
+            other["ids"],
+            np.array(other["vectors"], np.float32),
+            other["documents"],
+            other["metadatas"],
+            other["uris"],
+        )
+        if why := _page_difference(records, part):
+            return f"{place}: {why}"
     return ""
 
 
