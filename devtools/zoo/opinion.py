@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from devtools.zoo.history import DEFAULT
 from devtools.zoo.truth import Answer
@@ -19,6 +20,7 @@ from shared.settings import Settings
 from shared.verdict import Depth, Status
 
 _PROBE_SECONDS = 900.0
+_ROUNDED = 2.0**-22  # of a vector's length
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,14 +102,14 @@ def _records_difference(delta: OpenDelta, name: str, part: dict[str, Any]) -> st
     return ""
 
 
-def _page_difference(records: Records, part: dict[str, Any]) -> str:
+def _page_difference(records: Records, part: dict[str, Any], tolerance: float = 0) -> str:
     place = {id_: number for number, id_ in enumerate(part["ids"])}
     for number, id_ in enumerate(records.ids):
         if id_ not in place:
             return f"id {id_!r}, which Chroma has not"
         at = place[id_]
         vector = np.array(part["vectors"][at], np.float32)
-        if not np.array_equal(records.vectors[number], vector, equal_nan=True):
+        if not _near(records.vectors[number], vector, tolerance):
             return f"id {id_!r}: vector {records.vectors[number][:4].tolist()}, Chroma has {vector[:4].tolist()}"
         for what, found, want in (
             ("document", records.documents[number], part["documents"][at]),
@@ -119,8 +121,15 @@ def _page_difference(records: Records, part: dict[str, Any]) -> str:
     return ""
 
 
-def answers_difference(found: Answer, wanted: Answer) -> str:
-    """How one answer of Chroma's differs from another in embeddings; empty if not."""
+def answers_difference(found: Answer, wanted: Answer, *, cosine: Container[str] = ()) -> str:
+    """How one answer of Chroma's differs from another in embeddings; empty if not.
+
+    Args:
+        found: One.
+        wanted: The other.
+        cosine: Names of collections whose vectors may differ in their last digits: a cosine index rounds what is put
+            into it, also what was in another one before.
+    """
     parts = [{(*part["at"], part["name"]): part for part in answer["collections"]} for answer in (found, wanted)]
     if parts[0].keys() != parts[1].keys():
         return f"collections {sorted(parts[0])} instead of {sorted(parts[1])}"
@@ -135,9 +144,15 @@ def answers_difference(found: Answer, wanted: Answer) -> str:
             other["metadatas"],
             other["uris"],
         )
-        if why := _page_difference(records, part):
+        if why := _page_difference(records, part, _ROUNDED if part["name"] in cosine else 0):
             return f"{place}: {why}"
     return ""
+
+
+def _near(found: NDArray[np.float32], want: NDArray[np.float32], tolerance: float) -> bool:
+    with np.errstate(all="ignore"):
+        apart = np.abs(found.astype(np.float64) - want).max(initial=0)
+        return np.array_equal(found, want, equal_nan=True) or bool(apart <= tolerance * np.linalg.norm(want))
 
 
 def _equal(found: Any, want: Any) -> bool:

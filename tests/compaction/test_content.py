@@ -60,6 +60,17 @@ def test_what_lies_in_another_database_is_never_left_behind(put_chunk: Callable[
         process("batch-1", 0, put_chunk([tmp_path / "words"]), {})
 
 
+@pytest.mark.slow
+def test_an_embedding_may_have_a_uri_and_no_metadata(
+    put_chunk: Callable[..., Deltas], stored: Callable[[str], Any], tmp_path: Path
+) -> None:
+    with _client(tmp_path / "delta") as client:
+        collection = client.create_collection("words", embedding_function=None)
+        collection.add(ids=["a"], embeddings=[[1.0, 2.0]], uris=["s3://some/where"])
+    made = process("batch-1", 0, put_chunk([tmp_path / "delta"]), {})["intermediate_key"]
+    assert stored(made)["words"]["rows"]["a"] == (np.array([1, 2], np.float32).tobytes(), None, {})
+
+
 def _written(folder: Path, delta: dict[str, Any]) -> Rows:
     """A delta with these rows, and what Chroma itself reads of it."""
     with _client(folder) as client:
