@@ -100,7 +100,7 @@ def prove_index(
     files = IndexFiles(sizes, lambda base, start, length: read_part(folder / base, start, length))
     remarks: list[str] = []
     ids = read_id_map(folder.name, files, None)[0] if PICKLE in sizes else None
-    if ids is not None and rows.keys().isdisjoint(ids.labels):
+    if ids is not None and ids.labels and rows.keys().isdisjoint(ids.labels):
         ids = None  # it is another index's
     header, sound = _header(folder, files, collection.dimension, links or _DEFAULT_LINKS, ids)
     if not sound:
