@@ -54,7 +54,7 @@ fuzz: $(STAMP)  ## 100,000 broken inputs for the parsers
 COUNT ?= 200
 SEED ?= 0
 
-zoo: $(STAMP)  ## directories by real clients of 14 releases of Chroma, judged against the newest (20 minutes)
+zoo: $(STAMP)  ## directories by real clients of 14 releases of Chroma, judged against the newest (10 minutes)
 	@$(BIN)/python -m devtools.zoo --count $(COUNT) --seed $(SEED)
 
 bench: $(STAMP)  ## every cost as a ratio to a named alternative
