@@ -46,11 +46,13 @@ FROZEN = all_frozen()
 SETTINGS = Settings(settle_seconds=0, arrival_seconds=0, probe_timeout_seconds=900)
 
 
-def sample(purpose: str, most: int) -> list[Frozen]:
-    """Some of them, always the same."""
+def sample(purpose: str, most: int, *names: str) -> list[Frozen]:
+    """Some of them, always the same, and those that have these names."""
     most = min(int(os.environ.get("DELTAGUARD_ZOO_SAMPLE", most)), len(FROZEN))
     chosen = random.Random(purpose).sample(FROZEN, most)
-    return sorted(chosen, key=lambda one: one.name)
+    named = [one for one in FROZEN if one.name in names]
+    assert len(named) == len(names)
+    return sorted({*chosen, *named}, key=lambda one: one.name)
 
 
 def each(frozen: list[Frozen]) -> pytest.MarkDecorator:
@@ -130,7 +132,7 @@ def test_what_chroma_gives_back_is_healthy_and_read_value_by_value(frozen: Froze
     assert not outcome.disagreement, (outcome.why, outcome.opinion)
 
 
-@each(sample("open", 14))
+@each(sample("open", 13, "outgrown-small-50"))
 def test_chroma_finds_nothing_wrong_with_it_at_depth_open(frozen: Frozen, tmp_path: Path) -> None:
     outcome = judged(frozen.thaw(tmp_path), [Depth.OPEN])
     assert not outcome.disagreement, (outcome.why, outcome.opinion)
@@ -146,7 +148,7 @@ def test_what_is_uploaded_comes_back(
     assert content_difference(download(bucket, key, tmp_path / "down"), specimen.truth.answer) == ""
 
 
-@each(sample("merge", 14))
+@each(sample("merge", 13, "uris-289"))
 def test_what_is_merged_is_what_chroma_gave_back(
     frozen: Frozen,
     specimen: Specimen,
@@ -167,7 +169,7 @@ def test_what_is_merged_is_what_chroma_gave_back(
     assert difference(reader, download(bucket, made, tmp_path / "merged"), specimen) == ""
 
 
-@each(sample("salvage", 14))
+@each(sample("salvage", 13, "chained-139"))
 def test_what_loses_its_texts_and_links_is_salvaged_whole(
     frozen: Frozen, specimen: Specimen, reader: Reader, tmp_path: Path
 ) -> None:

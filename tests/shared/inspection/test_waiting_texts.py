@@ -21,6 +21,7 @@ from hypothesis import strategies as st
 from local.deltas import _client
 from shared.delta import DATABASE
 from shared.judgement import judge_folder
+from shared.salvage import salvage_folder
 from shared.settings import Settings
 from shared.verdict import Depth
 
@@ -84,6 +85,9 @@ def test_a_document_waits_for_a_number_that_has_a_text_left_behind(applied: Path
     do(folder, [("add", "one", "c", True)])
     assert blocked(folder)
     assert fails(folder, _NAMES)
+    salvage = salvage_folder(folder, tmp_path / "salvaged", Settings())
+    assert salvage.outcome == "whole", salvage.reason
+    assert [(part.name, part.count) for part in salvage.collections] == [("one", 3), ("two", 1)]
 
 
 def test_another_collection_may_take_the_number_so_that_nothing_is_in_the_way(applied: Path, tmp_path: Path) -> None:
