@@ -88,6 +88,19 @@ class Outcome:
         return codes == others and self.stage == other.stage
 
 
+@dataclass(frozen=True, slots=True)
+class Extract:
+    """Some embeddings that Chroma is asked for, instead of all.
+
+    Args:
+        path: The file that names them (see `sampler`).
+        alone: Whether everything else is removed from the queue of the copy.
+    """
+
+    path: Path
+    alone: bool
+
+
 def probe(
     folder: Path, expected: Sequence[Contents], seconds: float, *, searchable: bool = True
 ) -> tuple[list[Finding], str]:
@@ -110,7 +123,9 @@ def probe(
     return [*outcome.findings], outcome.version
 
 
-def ask_twice(folder: Path, seconds: float, look: Look, collections: int, openings: int = 1) -> Outcome:
+def ask_twice(
+    folder: Path, seconds: float, look: Look, collections: int, openings: int = 1, extract: Extract | None = None
+) -> Outcome:
     """Has Chroma read a delta, and, where something is wrong with what it gives back, once more in a fresh process.
 
     Args:
@@ -120,14 +135,16 @@ def ask_twice(folder: Path, seconds: float, look: Look, collections: int, openin
         collections: How many collections there are.
         openings: How often a copy is opened, one process after the other: what Chroma writes at the first may lose
             something for the second.
+        extract: What is read; None has everything read.
 
     Raises:
         CouldNotCheck: What happened may be the environment's doing, or was not the same both times.
     """
-    first = _attempt(folder, seconds, look, collections, openings, fresh=False)
+    attempt = partial(_attempt, folder, seconds, look, collections, openings, extract)
+    first = attempt(fresh=False)
     if not first.findings:
         return first
-    second = _attempt(folder, seconds, look, collections, openings, fresh=True)
+    second = attempt(fresh=True)
     if not second.findings:
         return second
     if not second.repeats(first):
@@ -160,18 +177,21 @@ def warm_up() -> None:
         POOL.warm_up()
 
 
-def _attempt(folder: Path, seconds: float, look: Look, collections: int, openings: int, *, fresh: bool) -> Outcome:
+def _attempt(
+    folder: Path, seconds: float, look: Look, collections: int, openings: int, extract: Extract | None, *, fresh: bool
+) -> Outcome:
     with scratch_folder() as scratch:
         copy = scratch / "delta"
         with faults_explained("copying the delta for the probe"):
             size = _copy(folder, copy)
         with faults_explained("looking at the copy for the probe"):
-            limits = Limits(seconds, _memory(copy, size, collections), _FILE_FACTOR * size + _FILE_BYTES)
+            memory = _memory(copy, 0 if extract and extract.alone else size, collections)
+        limits = Limits(seconds, memory, _FILE_FACTOR * size + _FILE_BYTES)
         for number in range(openings):
             own = scratch / f"opening-{number}"
             with faults_explained("preparing a probe"):
                 own.mkdir()
-            outcome = _run(copy, own, limits, look, fresh=fresh)
+            outcome = _run(copy, own, limits, look, fresh=fresh, asked=extract and extract.path)
             if outcome.findings:
                 break
             with faults_explained("removing what a probe found"):
@@ -179,12 +199,14 @@ def _attempt(folder: Path, seconds: float, look: Look, collections: int, opening
         return outcome
 
 
-def _run(copy: Path | None, scratch: Path, limits: Limits, look: Look, *, fresh: bool) -> Outcome:
+def _run(
+    copy: Path | None, scratch: Path, limits: Limits, look: Look, *, fresh: bool, asked: Path | None = None
+) -> Outcome:
     # Files instead of pipes: a process that prints without end meets the limit on file size, not this one's memory.
     with faults_explained("preparing a probe"):
         for name in ("answer", "errors", "progress"):
             (scratch / name).open("xb").close()
-    ending = POOL.run(copy, scratch, limits, fresh=fresh)
+    ending = POOL.run(copy, scratch, limits, fresh=fresh, asked=asked)
     with faults_explained("reading the answer of a probe"):
         said, output, reached = (
             _head(scratch / name, most)
