@@ -80,7 +80,6 @@ class Comparison:
         cosine: The collections that were written to measure by cosine, which rounds vectors.
         choice: What was read of the deltas.
         seconds: How long Chroma may take over one delta.
-        unindexed: Whether the deltas have no index, and none is to be built of all that they hold.
     """
 
     folders: Mapping[DeltaLocation, Path]
@@ -88,14 +87,12 @@ class Comparison:
     cosine: Set[str]
     choice: Choice
     seconds: float
-    unindexed: bool
 
-    def require_same(self, result: Path, *, unindexed: bool) -> None:
+    def require_same(self, result: Path) -> None:
         """Compares what was written with what Chroma gives back of the deltas.
 
         Args:
             result: The directory that was written.
-            unindexed: The same of that.
 
         Raises:
             MergeDiffers: Chroma gives back something else of a delta than was written, or cannot read one of the two.
@@ -104,18 +101,18 @@ class Comparison:
         expected: dict[str, dict[str, _Expected]] = {name: defaultdict(_Expected) for name in self.orders}
         for delta, folder in self.folders.items():
             names = [name for name, order in self.orders.items() if delta in order]
-            for name, sample in self._ask(folder, names, delta.uri, unindexed=self.unindexed).items():
+            for name, sample in self._ask(folder, names, delta.uri).items():
                 self._require_read(delta, name, sample)
                 for id_, embedding in sample.embeddings.items():
                     expected[name][id_].take(self.orders[name].index(delta), delta, embedding)
-        written = self._ask(result, [*self.orders], "what was merged", unindexed=unindexed)
+        written = self._ask(result, [*self.orders], "what was merged")
         for name, embeddings in expected.items():
             self._require_written(name, embeddings, written[name])
 
-    def _ask(self, folder: Path, names: Sequence[str], place: str, *, unindexed: bool) -> dict[str, Sample]:
+    def _ask(self, folder: Path, names: Sequence[str], place: str) -> dict[str, Sample]:
         ids = {name: self.choice.of_all(name) for name in names}
         try:
-            return read_sample(folder, ids, self.seconds, alone=unindexed) if ids else {}
+            return read_sample(folder, ids, self.seconds) if ids else {}
         except ChromaRefused as error:
             raise MergeDiffers(place, f"Chroma cannot read it: {error}") from error
         except CouldNotCheck as fault:

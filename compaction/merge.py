@@ -19,6 +19,7 @@ from scanner.gate import ChunkRejected, precheck
 from shared.chunk import Chunk, ChunkDelta
 from shared.delta import MANIFEST, DeltaLocation
 from shared.errors import ObjectChanged, TargetError
+from shared.inspection import chroma
 from shared.inspection.contents import opened_delta
 from shared.scratch import scratch_folder
 from shared.settings import Settings
@@ -153,6 +154,7 @@ def _merge(
     folders = _checked_out(checkout, plan.sources, verdicts)
     collections = _settled(plan, folders)
     directory = scratch / "merged"
+    chroma.warm_up()
     with traced("write"), failing_as(destination.uri):
         choice = _written(plan, folders, collections, directory)
     with traced("compare"):
@@ -265,9 +267,7 @@ def _compare(
     """Has Chroma read what was written, and what it was written from, and compares the two."""
     orders = {collection.name: _order(plan, collection) for collection in collections}
     cosine = {collection.name for collection in collections if collection.hnsw.get("space") == "cosine"}
-    of_chunks = plan.chunk_index is None
-    comparison = Comparison(folders, orders, cosine, choice, settings.probe_timeout_seconds, unindexed=of_chunks)
-    comparison.require_same(directory, unindexed=not plan.indexed)
+    Comparison(folders, orders, cosine, choice, settings.probe_timeout_seconds).require_same(directory)
 
 
 def _make_room(store: Store, destination: DeltaLocation, claim: Claim) -> None:

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from shared.delta import is_chroma_file, printable
+from shared.delta import DATABASE, is_chroma_file, printable
 from shared.errors import CouldNotCheck, faults_explained
 from shared.inspection.agreement import differences, unanswered
 from shared.inspection.answers import Answer, parse_answer
@@ -88,19 +88,6 @@ class Outcome:
         return codes == others and self.stage == other.stage
 
 
-@dataclass(frozen=True, slots=True)
-class Extract:
-    """Some embeddings that Chroma is asked for, instead of all.
-
-    Args:
-        path: The file that names them (see `sampler`).
-        alone: Whether everything else is removed from the queue of the copy.
-    """
-
-    path: Path
-    alone: bool
-
-
 def probe(
     folder: Path, expected: Sequence[Contents], seconds: float, *, searchable: bool = True
 ) -> tuple[list[Finding], str]:
@@ -124,7 +111,7 @@ def probe(
 
 
 def ask_twice(
-    folder: Path, seconds: float, look: Look, collections: int, openings: int = 1, extract: Extract | None = None
+    folder: Path, seconds: float, look: Look, collections: int, openings: int = 1, asked: Path | None = None
 ) -> Outcome:
     """Has Chroma read a delta, and, where something is wrong with what it gives back, once more in a fresh process.
 
@@ -135,12 +122,12 @@ def ask_twice(
         collections: How many collections there are.
         openings: How often a copy is opened, one process after the other: what Chroma writes at the first may lose
             something for the second.
-        extract: What is read; None has everything read.
+        asked: The file that names what is read (see `sampler`); None has everything read.
 
     Raises:
         CouldNotCheck: What happened may be the environment's doing, or was not the same both times.
     """
-    attempt = partial(_attempt, folder, seconds, look, collections, openings, extract)
+    attempt = partial(_attempt, folder, seconds, look, collections, openings, asked)
     first = attempt(fresh=False)
     if not first.findings:
         return first
@@ -178,20 +165,20 @@ def warm_up() -> None:
 
 
 def _attempt(
-    folder: Path, seconds: float, look: Look, collections: int, openings: int, extract: Extract | None, *, fresh: bool
+    folder: Path, seconds: float, look: Look, collections: int, openings: int, asked: Path | None, *, fresh: bool
 ) -> Outcome:
     with scratch_folder() as scratch:
         copy = scratch / "delta"
         with faults_explained("copying the delta for the probe"):
             size = _copy(folder, copy)
         with faults_explained("looking at the copy for the probe"):
-            memory = _memory(copy, 0 if extract and extract.alone else size, collections)
-        limits = Limits(seconds, memory, _FILE_FACTOR * size + _FILE_BYTES)
+            waiting = (copy / DATABASE).stat().st_size if asked else 0  # of which next to nothing is read then
+        limits = Limits(seconds, _memory(copy, size - waiting, collections), _FILE_FACTOR * size + _FILE_BYTES)
         for number in range(openings):
             own = scratch / f"opening-{number}"
             with faults_explained("preparing a probe"):
                 own.mkdir()
-            outcome = _run(copy, own, limits, look, fresh=fresh, asked=extract and extract.path)
+            outcome = _run(copy, own, limits, look, fresh=fresh, asked=asked)
             if outcome.findings:
                 break
             with faults_explained("removing what a probe found"):

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from shared.errors import DeltaguardError, faults_explained
 from shared.inspection.answers import Answer, pages
-from shared.inspection.chroma import Extract, ask_twice
+from shared.inspection.chroma import ask_twice
 from shared.scratch import scratch_folder
 from shared.verdict import Finding
 
@@ -55,17 +55,16 @@ class Sample:
     embeddings: Mapping[str, Embedding]
 
 
-def read_sample(
-    folder: Path, ids: Mapping[str, Sequence[str]], seconds: float, *, alone: bool = False
-) -> dict[str, Sample]:
+def read_sample(folder: Path, ids: Mapping[str, Sequence[str]], seconds: float) -> dict[str, Sample]:
     """Has Chroma read some embeddings of a healthy delta.
+
+    Operations on other embeddings are removed from the queue of the copy first, as far as they are in the rows
+    already. So Chroma builds no index of them, which may take minutes, and gives back the same of what is asked for.
 
     Args:
         folder: The delta. It is copied and never opened itself.
         ids: Of each collection of the default database that is asked for, the ids of the embeddings.
         seconds: Time limit of one process.
-        alone: Whether everything else is removed from the queue of the copy first, so that Chroma builds no index of
-            it. For a delta whose vectors all wait in the queue, that takes time and memory.
 
     Returns:
         What it gave back, by the name of the collection.
@@ -83,8 +82,8 @@ def read_sample(
     with scratch_folder() as scratch:
         asked = scratch / "asked"
         with faults_explained("writing what a probe is asked for"):
-            asked.write_text(json.dumps({"ids": {name: list(some) for name, some in ids.items()}, "alone": alone}))
-        outcome = ask_twice(folder, seconds, look, len(ids), extract=Extract(asked, alone=alone))
+            asked.write_text(json.dumps({name: list(some) for name, some in ids.items()}))
+        outcome = ask_twice(folder, seconds, look, len(ids), asked=asked)
     if outcome.findings:
         raise ChromaRefused(outcome.findings[0].detail)
     return found

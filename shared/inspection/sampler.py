@@ -15,6 +15,14 @@ from contextlib import closing
 from typing import Any, BinaryIO
 
 _PAGE = 100
+_APPLIED = """
+    SELECT s.collection, m.seq_id FROM max_seq_id AS m JOIN segments AS s ON s.id = m.segment_id
+    WHERE s.scope = 'METADATA'
+"""
+_SHORTEN = """
+    DELETE FROM embeddings_queue
+    WHERE substr(topic, -36) = ? AND seq_id <= ? AND id NOT IN (SELECT id FROM asked)
+"""
 _DATABASE = ("default_database", "default_tenant")
 
 
@@ -29,9 +37,7 @@ def read_some(
 
     Args:
         folder: A disposable copy of the delta.
-        asked: A file of JSON, `{"ids": {collection: [id, ...]}, "alone": bool}`: what to read, and whether all else
-            is removed from the queue first. Then Chroma builds no index but of these, and gives the same for them:
-            an operation changes nothing but the embedding that it names.
+        asked: A file of JSON, `{collection: [id, ...]}`.
         answer: Where to note how far it came, and what it saw.
         opened: Opens a client on a folder.
         reach: Notes a stage in the answer.
@@ -43,14 +49,13 @@ def read_some(
 
     answer["chromadb"] = chromadb.__version__
     with open(asked, encoding="utf-8") as file:  # noqa: PTH123 -- as in the probe
-        request = json.load(file)
-    if request["alone"]:
-        reach(answer, "shortening the queue")
-        _shorten_queue(folder, {id_ for ids in request["ids"].values() for id_ in ids})
+        wanted = json.load(file)
+    reach(answer, "shortening the queue")
+    _shorten_queue(folder, {id_ for ids in wanted.values() for id_ in ids})
     reach(answer, "open")
     client = opened(folder)
     with open("records", "wb") as records:  # noqa: PTH123 -- relative to the working folder
-        for name, ids in request["ids"].items():
+        for name, ids in wanted.items():
             reach(answer, f"count of {name!r}")
             collection = client.get_collection(name, embedding_function=None)
             seen = {"id": str(collection.id), "name": name, "database": _DATABASE[0], "tenant": _DATABASE[1]}
@@ -96,12 +101,20 @@ def _write(records: BinaryIO, head: dict[str, Any], vectors: Any) -> None:
 
 
 def _shorten_queue(folder: str, ids: set[str]) -> None:
+    """Removes operations on other embeddings from the queue, as far as the rows have them.
+
+    Chroma adds each vector that waits there to an index in memory before it answers. An operation changes nothing but
+    the embedding that it names, so the others are given back as they were.
+    """
     with closing(sqlite3.connect(os.path.join(folder, "chroma.sqlite3"), isolation_level=None)) as connection:  # noqa: PTH118
         connection.execute("PRAGMA trusted_schema=OFF")
+        applied = connection.execute(_APPLIED).fetchall()
         connection.execute("PRAGMA journal_mode=OFF")  # of a copy, which is thrown away
         connection.execute("PRAGMA synchronous=OFF")
         connection.execute("CREATE TEMP TABLE asked (id TEXT PRIMARY KEY)")
         connection.execute("BEGIN")
         connection.executemany("INSERT INTO asked VALUES (?)", ((id_,) for id_ in ids))
-        connection.execute("DELETE FROM embeddings_queue WHERE id NOT IN (SELECT id FROM asked)")
+        for collection, last in applied:
+            number = int.from_bytes(last[:8], "big") if isinstance(last, bytes) else last  # 0.x writes it as bytes
+            connection.execute(_SHORTEN, (collection, number))
         connection.execute("COMMIT")
