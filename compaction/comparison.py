@@ -139,8 +139,8 @@ class Comparison:
             for delta, part in embedding.differences(found, cosine=name in self.cosine):
                 others[delta, part].add(id_)
             if found is not None and embedding.distance is not None and found.distance is not None:
-                near = np.isclose(found.distance, embedding.distance, _DISTANCE_DIGITS, equal_nan=True)
-                distances[embedding.vector_of].append(bool(near))
+                close = np.isclose(found.distance, embedding.distance, _DISTANCE_DIGITS, equal_nan=True)
+                distances[embedding.vector_of].append(bool(close))
         for (delta, part), ids in others.items():
             reason = f"Chroma gives back another {part} of {len(ids)} embeddings of its collection {shown(name)}"
             raise MergeDiffers(delta, f"{reason} than was merged: {some(ids)}")
