@@ -11,12 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from moto.events.models import EventPattern
 
 from scanner.fleet import FleetRequest
 from shared.delta import DATABASE, MANIFEST
-from shared.notices import ChunkRejected, DeltaCorrupt, DeltaQuarantined, ResubmissionExhausted
+from shared.notices import ChunkRejected, DeltaCorrupt, DeltaQuarantined, DeltaUndetermined, ResubmissionExhausted
 from shared.settings import VARIABLES
-from shared.verdict import Depth
+from shared.verdict import Depth, Finding, Verdict
 from tests.deploy.conftest import ROOT
 
 pytestmark = pytest.mark.slow
@@ -191,6 +192,27 @@ def test_a_person_is_told_of_what_matters(resources: Resources) -> None:
     rule = resources["NoticesRule"]["Properties"]
     told = {notice.detail_type for notice in (DeltaQuarantined, DeltaCorrupt, ChunkRejected, ResubmissionExhausted)}
     assert set(rule["EventPattern"]["detail-type"]) == told
+    assert rule["Targets"][0]["Arn"] == {"Ref": "Notices"}
+
+
+@pytest.mark.parametrize(
+    ("codes", "told"),
+    [
+        (["verdict.disagreement"], True),
+        (["chroma.crashed", "verdict.disagreement"], True),
+        (["sqlite.malformed", "verdict.deltas_below"], True),
+        (["check.throttled"], False),  # an alarm counts these
+        (["check.timeout", "verdict.unconfirmed"], False),
+    ],
+)
+def test_of_undetermined_deltas_a_person_is_told_of_those_that_stay_so(
+    resources: Resources, codes: list[str], told: bool
+) -> None:
+    rule = resources["DoubtsRule"]["Properties"]
+    verdict = Verdict("s3://deltas/d/", Depth.OPEN, tuple(Finding(code, "", "seen") for code in codes))
+    notice = DeltaUndetermined.of(verdict, None)
+    event = {"source": "deltaguard", "detail-type": notice.detail_type, "detail": notice.model_dump(mode="json")}
+    assert EventPattern.load(json.dumps(rule["EventPattern"])).matches_event(event) == told
     assert rule["Targets"][0]["Arn"] == {"Ref": "Notices"}
 
 
