@@ -100,7 +100,7 @@ class Target:
             ids=records.ids,
             embeddings=records.vectors,
             documents=_given(records.documents),
-            metadatas=_given(records.metadatas),
+            metadatas=_given([metadata or None for metadata in records.metadatas]),  # Chroma takes none that is empty
             uris=_given(records.uris),
         )
 

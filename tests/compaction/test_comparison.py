@@ -18,12 +18,15 @@ from compaction.chunk import merge_group, process
 from compaction.comparison import Choice
 from compaction.failure import MergeDiffers, MergeFailed
 from compaction.snapshot import final_merge
-from local.deltas import DeltaRecipe, build_delta
+from local.deltas import DeltaRecipe, _client, build_delta
+from shared.client import s3_client
 from shared.delta import DATABASE, DeltaLocation
 from shared.errors import CouldNotCheck
 from shared.inspection import index_settings, sysdb
 from shared.inspection.contents import OpenDelta, Records, StoredCollection
 from shared.inspection.index_settings import IndexSettings
+from shared.inspection.sample import read_sample
+from shared.storage import Store
 from tests.compaction.conftest import Deltas, rows_of, upserted, vectors
 from tests.samples import SAMPLES
 
@@ -174,6 +177,25 @@ def test_that_chroma_could_not_be_asked_is_the_environments_fault_and_nothing_is
     assert fault.value.code == "check.memory"
     assert not isinstance(fault.value, MergeFailed)
     assert objects("intermediate/") == set()
+
+
+def test_embeddings_with_a_uri_and_no_metadata_are_merged(
+    put_chunk: Callable[..., Deltas], bucket: str, tmp_path: Path
+) -> None:
+    """Chroma gives them back with metadata that are empty, and takes none that are."""
+    with _client(tmp_path / "delta") as client:
+        collection = client.create_collection("words", embedding_function=None)
+        collection.add(ids=["a", "b"], embeddings=[[1, 2], [3, 4]], uris=["s3://one", "s3://two"])
+        collection.add(ids=["c"], embeddings=[[5, 6]], metadatas=[{"number": 1}])
+    key = run(put_chunk([tmp_path / "delta"]))["intermediate_key"]
+    store, location = Store(s3_client()), DeltaLocation(bucket, key)
+    for file in store.list_delta(location).files:
+        (tmp_path / "merged" / file.name).parent.mkdir(parents=True, exist_ok=True)
+        store.download(location, file, tmp_path / "merged" / file.name)
+    found = read_sample(tmp_path / "merged", {"words": ["a", "b", "c"]}, 60)["words"].embeddings
+    assert {id_: (one.uri, one.metadata) for id_, one in found.items()} == {
+        "a": ("s3://one", {}), "b": ("s3://two", {}), "c": (None, {"number": 1})
+    }  # fmt: skip
 
 
 # --- the space of an index of 0.x stands in the metadata of its segment
