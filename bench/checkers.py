@@ -33,6 +33,13 @@ def manifest_of(delta: Path) -> bytes:
     return manifest.as_bytes()
 
 
+def would_be_moved(delta: Path) -> dict[str, Any]:
+    """Whether a delta whose bytes read corrupt would be quarantined, by the rule of `--quarantine`, and why (not)."""
+    judgement = judge_folder(delta, Depth.STRUCTURE, _SETTINGS, confirm=True)
+    said = (f.detail for f in judgement.verdict.observed if f.code.startswith("verdict."))
+    return {"moved": judgement.confirmed, "why": "; ".join(said)[:300]}
+
+
 def ask_checkers(delta: Path, manifest: bytes | None, scratch: Path) -> dict[str, dict[str, Any]]:
     """What each checker but the seed's says of a delta: its status, the codes of findings, and a reason.
 

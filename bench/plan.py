@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Literal
@@ -17,6 +18,7 @@ SEEDS: Mapping[Group, tuple[int, ...]] = {"tuned": (11, 12, 13), "held-back": (5
 """Rules may be tuned on what the first show. The others say how they do on what nobody looked at."""
 
 _QUICK = 10
+_SHARE = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +46,11 @@ class Case:
     refused: bool = False
     harmless: bool = False
     telling: bool = False
+
+    @property
+    def sampled(self) -> bool:
+        """Whether it is one of those, an even share, that are asked what takes long."""
+        return zlib.crc32(f"{self.kind} {self.base} {self.seed}".encode()) % _SHARE == 0
 
 
 def cases(group: Group, *, quick: bool = False) -> list[Case]:

@@ -9,15 +9,16 @@ from enum import StrEnum
 from typing import Any
 
 from bench.plan import Case
+from shared.judgement import MANIFEST_PROOFS
 
 
 class Outcome(StrEnum):
-    """What a checker's word on a delta is worth."""
+    """What a checker's word on a delta is worth. What is not healthy is held: it goes into no merge."""
 
-    FOUND = "found"
+    HELD = "held"
     MISSED = "missed"
-    VALUE_FOUND = "value found"
-    """Only values are others, and the checker noticed."""
+    VALUE_HELD = "value held"
+    """Only values are others, and the delta is held."""
     VALUE_MISSED = "value missed"
     """Only values are others: nothing in the delta contradicts them, so structure cannot tell."""
     PASSED = "passed"
@@ -50,6 +51,8 @@ class Result:
         harm: What Chroma says is wrong; empty when all is well.
         sort: Of harm (see `bench.truth.Truth`).
         said: By checker: `status`, `codes` and `reason`.
+        witness: Whether the delta would be `moved`, and `why`, by the word of a second witness; None where none was
+            asked.
     """
 
     case: Case
@@ -57,11 +60,13 @@ class Result:
     harm: str
     sort: str
     said: Mapping[str, Mapping[str, Any]]
+    witness: Mapping[str, Any] | None = None
 
     @classmethod
     def of(cls, line: Mapping[str, Any]) -> Result:
         """The result in a worker's line."""
-        return cls(Case(**line["case"]), line["done"], line["truth"]["harm"], line["truth"]["sort"], line["checkers"])
+        case, truth = Case(**line["case"]), line["truth"]
+        return cls(case, line["done"], truth["harm"], truth["sort"], line["checkers"], line["witness"])
 
     @property
     def value_only(self) -> bool:
@@ -70,13 +75,29 @@ class Result:
             return self.case.value_only
         return self.sort == "values" and not self.case.telling
 
+    def held(self, checker: str) -> bool:
+        """Whether this checker's word keeps the delta out of a merge."""
+        return bool(self.said[checker]["status"] not in ("healthy", "raised"))
+
+    def proven(self, checker: str) -> bool:
+        """Whether a manifest proves to this checker that the bytes are others, which needs no second witness."""
+        return not MANIFEST_PROOFS.isdisjoint(self.said[checker]["codes"])
+
+    def destroyed(self, checker: str) -> bool | None:
+        """Whether the delta would be quarantined by this checker's word; None where that was not asked."""
+        if self.said[checker]["status"] != "corrupt":
+            return False
+        if self.proven(checker):
+            return True
+        return None if self.witness is None else bool(self.witness["moved"])
+
     def outcome(self, checker: str) -> Outcome:
         """What this checker's word is worth."""
-        alarmed = self.said[checker]["status"] == "corrupt"
+        held, alarmed = self.held(checker), self.said[checker]["status"] == "corrupt"
         if self.harm and self.value_only:
-            return Outcome.VALUE_FOUND if alarmed else Outcome.VALUE_MISSED
+            return Outcome.VALUE_HELD if held else Outcome.VALUE_MISSED
         if self.harm:
-            return Outcome.FOUND if alarmed else Outcome.MISSED
+            return Outcome.HELD if held else Outcome.MISSED
         if not alarmed:
             return Outcome.PASSED
         return Outcome.REFUSED if self._may_be_refused(checker) else Outcome.FALSE_ALARM
@@ -103,6 +124,11 @@ class Tally:
     undetermined: int = 0
     raised: int = 0
     outcomes: dict[str, Counter[Outcome]] = field(default_factory=dict)
+    destroyed: Counter[str] = field(default_factory=Counter)
+    """Of the deltas that are harmed and called corrupt, and of which it was asked (`asked`)."""
+    asked: Counter[str] = field(default_factory=Counter)
+    destroyed_complete: Counter[str] = field(default_factory=Counter)
+    """Chroma gives back all that was stored, and no manifest proves that the bytes are others. It must be none."""
 
     @property
     def harmless(self) -> int:
@@ -114,10 +140,10 @@ class Tally:
         return self.outcomes[checker][outcome]
 
     def share(self, checker: str, *, values: bool = False) -> float:
-        """Per cent that a checker found of the harmful deltas, without or with those where only values are others."""
+        """Per cent that a checker holds of the harmful deltas, without or with those where only values are others."""
         total = self.harmful + (self.value_only if values else 0)
-        found = self.count(checker, Outcome.FOUND) + (self.count(checker, Outcome.VALUE_FOUND) if values else 0)
-        return 100.0 * found / total if total else 100.0
+        held = self.count(checker, Outcome.HELD) + (self.count(checker, Outcome.VALUE_HELD) if values else 0)
+        return 100.0 * held / total if total else 100.0
 
 
 def tally(results: Iterable[Result], checkers: Iterable[str]) -> Tally:
@@ -134,4 +160,10 @@ def tally(results: Iterable[Result], checkers: Iterable[str]) -> Tally:
         sums.raised += "raised" in statuses
         for name in names:
             sums.outcomes[name][result.outcome(name)] += 1
+            destroyed = result.destroyed(name)
+            if not result.harm:
+                sums.destroyed_complete[name] += bool(destroyed) and not result.proven(name)
+            elif destroyed is not None and result.said[name]["status"] == "corrupt":
+                sums.asked[name] += 1
+                sums.destroyed[name] += destroyed
     return sums

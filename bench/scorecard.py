@@ -32,7 +32,11 @@ _INTERRUPTED = 130
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs the scorecard and prints it. Returns 1 when any depth of ours raised a false alarm, or an exception."""
+    """Runs the scorecard and prints it.
+
+    Returns 1 when any depth of ours raised a false alarm or an exception, or would have a delta quarantined of which
+    Chroma gives back everything.
+    """
     options = _parser().parse_args(arguments)
     groups: list[Group] = list(SEEDS) if options.seeds == "both" else [options.seeds]
     started = time.monotonic()
@@ -57,7 +61,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         _print_misses(results)
     _say(f"\n{len(results)} deltas in {time.monotonic() - started:.0f} s")
     sums = tally(results, OURS)
-    return 1 if sums.raised or any(sums.count(checker, Outcome.FALSE_ALARM) for checker in OURS) else 0
+    alarms = sum(sums.count(checker, Outcome.FALSE_ALARM) for checker in OURS)
+    return 1 if sums.raised or alarms or sums.destroyed_complete.total() else 0
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -165,10 +170,10 @@ def _print_group(group: Group, results: Sequence[Result]) -> None:
     for result in results:
         if result.case.kind not in named:
             rest[result.case.source].append(result)
-    _say(f"{'':42}{'':>8}{'':>8}  -- found by ------------------{'value-only':>12}{'refused':>9}{'false':>7}")
+    _say(f"{'':42}{'':>8}{'':>8}  -- held by -------------------{'value-only':>12}{'refused':>9}{'false':>7}")
     _say(
         f"{'kind':42}{'deltas':>8}{'harmful':>8}{'listing':>9}{'header':>8}{'struct.':>8}{'+manif.':>8}"
-        f"{'found/of':>12}{'by rule':>9}{'alarms':>7}"
+        f"{'held/of':>12}{'by rule':>9}{'alarms':>7}"
     )
     for kind, sums in notable:
         _say(_row(kind, sums))
@@ -184,14 +189,14 @@ def _notable(sums: Tally) -> bool:
 
 
 def _row(kind: str, sums: Tally) -> str:
-    found = [sums.count(checker, Outcome.FOUND) for checker in OURS]
-    values = f"{sums.count('structure', Outcome.VALUE_FOUND)}/{sums.value_only}" if sums.value_only else "-"
+    held = [sums.count(checker, Outcome.HELD) for checker in OURS]
+    values = f"{sums.count('structure', Outcome.VALUE_HELD)}/{sums.value_only}" if sums.value_only else "-"
     alarms = max(sums.count(checker, Outcome.FALSE_ALARM) for checker in OURS)
     refused = sums.count("structure", Outcome.REFUSED)
     remark = f"  undetermined {sums.undetermined}" if sums.undetermined else ""
     remark += f"  RAISED {sums.raised}" if sums.raised else ""
     return (
-        f"{kind:42}{sums.cases:8}{sums.harmful:8}{found[0]:9}{found[1]:8}{found[2]:8}{found[3]:8}"
+        f"{kind:42}{sums.cases:8}{sums.harmful:8}{held[0]:9}{held[1]:8}{held[2]:8}{held[3]:8}"
         f"{values:>12}{refused or '-':>9}{alarms or '-':>7}{remark}"
     )
 
@@ -201,13 +206,18 @@ def _print_summary(sums: Tally) -> None:
         f"\nharmful {sums.harmful + sums.value_only}: {sums.harmful} in structure, {sums.value_only} in values alone; "
         f"damaged but harmless {sums.harmless}; healthy {sums.healthy}; undetermined {sums.undetermined}"
     )
-    _say(f"{'':20}{'found':>9}{'':>9}{'values':>9}{'of all':>9}{'refused':>9}{'false alarms':>14}")
+    _say(
+        f"{'':20}{'held':>9}{'':>9}{'values':>9}{'of all':>9}{'refused':>9}{'false alarms':>14}"
+        f"{'destroyed':>11}{'of complete':>13}"
+    )
     for checker in _CHECKERS:
-        values = f"{sums.count(checker, Outcome.VALUE_FOUND)}/{sums.value_only}"
+        values = f"{sums.count(checker, Outcome.VALUE_HELD)}/{sums.value_only}"
         _say(
-            f"{checker:20}{sums.count(checker, Outcome.FOUND):9}{sums.share(checker):8.1f}%{values:>9}"
+            f"{checker:20}{sums.count(checker, Outcome.HELD):9}{sums.share(checker):8.1f}%{values:>9}"
             f"{sums.share(checker, values=True):8.1f}%{sums.count(checker, Outcome.REFUSED):9}"
             f"{sums.count(checker, Outcome.FALSE_ALARM):14}"
+            + (f"{f'{sums.destroyed[checker]}/{sums.asked[checker]}':>11}" if checker in OURS else f"{'-':>11}")
+            + (f"{sums.destroyed_complete[checker]:13}" if checker in OURS else f"{'-':>13}")
         )
 
 
@@ -224,6 +234,11 @@ def _print_misses(results: Sequence[Result]) -> None:
             _say(f"{case.kind} | {case.base or case.source} | seed {case.seed} | {name}: {said['status']}")
             _say(f"    done: {result.done}\n    Chroma: {result.harm or 'all well'} ({result.sort or 'harmless'})")
             _say(f"    findings: {said['reason'] or 'none'}")
+    destroyed = [result for result in results if not result.harm and result.witness and result.witness["moved"]]
+    _say(f"\n== Destroyed although Chroma gives back everything: {len(destroyed)} ==")
+    for result in destroyed:
+        _say(f"{result.case.kind} | {result.case.base or result.case.source} | seed {result.case.seed}")
+        _say(f"    done: {result.done}\n    second witness: {result.witness and result.witness['why']}")
 
 
 if __name__ == "__main__":

@@ -232,9 +232,23 @@ def _lookups(collection: Any, expected: CollectionContent, emit: Emit, values: l
         collection.query(
             query_embeddings=[expected.vectors[0]], n_results=1, where_document={"$contains": _WORDS[0]}, include=[]
         )
-    emit("where")
-    found = set(collection.get(where={"even": True}, include=[])["ids"])
-    rows = zip(expected.ids, expected.metadatas, strict=True)
-    if found != {id_ for id_, row in rows if row and row.get("even") is True} and not values:
-        losses.append(f"search for metadata finds {len(found)} others")
+    for key, value in _one_of_each_type(expected):
+        emit(f"where {key} is a {type(value).__name__}")
+        matching = set(collection.get(where={key: value}, include=[])["ids"])
+        rows = zip(expected.ids, expected.metadatas, strict=True)
+        ids = {id_ for id_, row in rows if row and same(row.get(key), value)}
+        if matching != ids and not values and not isinstance(value, float):  # whose last digit may be another
+            losses.append(
+                f"search for a {type(value).__name__} in metadata finds {len(matching)} instead of {len(ids)}"
+            )
     return losses
+
+
+def _one_of_each_type(expected: CollectionContent) -> list[tuple[str, Any]]:
+    """A key and a value of each type that a filter takes: each type has a column and an index of its own."""
+    found: dict[type, tuple[str, Any]] = {bool: ("even", True)}
+    for row in expected.metadatas:
+        for key, value in (row or {}).items():
+            if type(value) in (str, int, float):
+                found.setdefault(type(value), (key, value))
+    return list(found.values())

@@ -23,7 +23,7 @@ import chromadb.api.rust  # noqa: F401 -- children inherit what is imported here
 import numpy as np
 
 from bench.bases import build_base, is_cosine
-from bench.checkers import SEED, ask_checkers, manifest_of
+from bench.checkers import SEED, ask_checkers, manifest_of, would_be_moved
 from bench.children import Emit, forked
 from bench.generic import GENERIC
 from bench.healthy import HEALTHY
@@ -99,8 +99,12 @@ def _judge(work: _Work, case: Case) -> dict[str, Any]:
     }  # fmt: skip
     if (place / "pickle-was-run").exists():
         truth = type(truth)("the pickle was run", "dies", truth.seed_passes)
+    corrupt = checkers[Depth.STRUCTURE]["status"] == Status.CORRUPT
+    # Of a harmed delta the second witness takes a second: it is asked again, in a process of its own.
+    witness = would_be_moved(delta) if corrupt and (not truth.harm or case.sampled) else None
     seconds = round(time.perf_counter() - started, 2)
     line = {"case": asdict(case), "done": done, "truth": truth.as_json(), "checkers": checkers, "seconds": seconds}
+    line |= {"witness": witness}
     if work.keep and Result.of(line).outcome(Depth.STRUCTURE) in (Outcome.MISSED, Outcome.FALSE_ALARM):
         kept = work.keep / f"{case.kind}-{case.base or case.source}-{case.seed}"
         shutil.copytree(delta, kept, dirs_exist_ok=True)

@@ -26,6 +26,10 @@ class MergeOvertaken(MergeFailed):
     """Another attempt at the same merge is at work, or was faster: run it again, and it finds the other's result."""
 
 
+class MergeDiffers(MergeFailed):
+    """What was merged is not what Chroma gives back of a delta: Deltaguard has read that wrongly. Please report it."""
+
+
 @contextmanager
 def failing_as(place: str) -> Iterator[None]:
     """Turns whatever goes wrong in the block into a `MergeFailed` about this place.

@@ -1,4 +1,4 @@
-"""One merge, all or nothing: gate, check out, settle, write, close, upload. Chunks, groups and snapshots alike."""
+"""One merge, all or nothing: gate, check out, settle, write, compare, upload. Chunks, groups and snapshots alike."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from compaction.checkout import Checkout
+from compaction.comparison import Choice, Comparison
 from compaction.failure import MergeOvertaken, failing_as
 from compaction.guard import GuardedStore
 from compaction.receipt import Claim, Found, Receipt, SourceRecord, read_receipt
@@ -18,6 +19,7 @@ from scanner.gate import ChunkRejected, precheck
 from shared.chunk import Chunk, ChunkDelta
 from shared.delta import MANIFEST, DeltaLocation
 from shared.errors import ObjectChanged, TargetError
+from shared.inspection import chroma
 from shared.inspection.contents import opened_delta
 from shared.scratch import scratch_folder
 from shared.settings import Settings
@@ -152,8 +154,11 @@ def _merge(
     folders = _checked_out(checkout, plan.sources, verdicts)
     collections = _settled(plan, folders)
     directory = scratch / "merged"
+    chroma.warm_up()
     with traced("write"), failing_as(destination.uri):
-        embeddings = _written(plan, folders, collections, directory)
+        choice = _written(plan, folders, collections, directory)
+    with traced("compare"):
+        _compare(plan, folders, collections, choice, directory, settings)
     found = read_receipt(store, destination)
     finished = _finished(store, destination, found, receipt)
     if finished is not None:
@@ -165,13 +170,15 @@ def _merge(
         _make_room(store, destination, claim)
         fingerprint = _uploaded(GuardedStore(store, check, claim.check), plan, destination, directory, settings)
         check()
-        made = {"fingerprint": fingerprint, "embeddings": embeddings}
+        made = {"fingerprint": fingerprint, "embeddings": choice.read}
         claim.settle(receipt.model_copy(update=made))
     except BaseException:
         claim.withdraw()
         raise
-    logger.info("Merged", extra={"destination": destination.uri, "deltas": len(plan.sources), "embeddings": embeddings})
-    return Merged(destination, fingerprint, embeddings)
+    logger.info(
+        "Merged", extra={"destination": destination.uri, "deltas": len(plan.sources), "embeddings": choice.read}
+    )
+    return Merged(destination, fingerprint, choice.read)
 
 
 def _uploaded(store: Store, plan: Plan, destination: DeltaLocation, directory: Path, settings: Settings) -> str:
@@ -230,20 +237,37 @@ def _settled(plan: Plan, folders: Mapping[DeltaLocation, Path]) -> list[SettledC
 
 def _written(
     plan: Plan, folders: Mapping[DeltaLocation, Path], collections: Sequence[SettledCollection], directory: Path
-) -> int:
-    """Writes all embeddings into a new Chroma directory, which is closed afterwards. Returns how many there were."""
-    embeddings = 0
+) -> Choice:
+    """Writes all embeddings into a new Chroma directory, which is closed afterwards. Returns which to compare."""
+    choice = Choice(sum(len(collection.deltas) for collection in collections))
     plans = [CollectionPlan(found.name, found.hnsw, {**found.metadata, **plan.metadata}) for found in collections]
     with opened_target(directory, plans, indexed=plan.indexed) as target:
         for collection in collections:
-            for location in plan.order_of(collection.name):
-                if location.uri not in collection.deltas:
-                    continue
+            for location in _order(plan, collection):
                 with failing_as(location.uri), opened_delta(folders[location]) as delta:
                     for records in delta.records(collection.name, _ROWS, as_given=True):
                         target.upsert(collection.name, records)
-                        embeddings += len(records.ids)
-    return embeddings
+                        choice.see(location, collection.name, records.ids)
+    return choice
+
+
+def _order(plan: Plan, collection: SettledCollection) -> list[DeltaLocation]:
+    """The deltas that hold a collection, in the order in which they go into it."""
+    return [location for location in plan.order_of(collection.name) if location.uri in collection.deltas]
+
+
+def _compare(
+    plan: Plan,
+    folders: Mapping[DeltaLocation, Path],
+    collections: Sequence[SettledCollection],
+    choice: Choice,
+    directory: Path,
+    settings: Settings,
+) -> None:
+    """Has Chroma read what was written, and what it was written from, and compares the two."""
+    orders = {collection.name: _order(plan, collection) for collection in collections}
+    cosine = {collection.name for collection in collections if collection.hnsw.get("space") == "cosine"}
+    Comparison(folders, orders, cosine, choice, settings.probe_timeout_seconds).require_same(directory)
 
 
 def _make_room(store: Store, destination: DeltaLocation, claim: Claim) -> None:

@@ -15,7 +15,7 @@ from scanner.discovery import FoundDelta
 from scanner.fleet import operate, seconds_left, stored_root
 from scanner.judge import Judge
 from scanner.removal import Brake, action_of, remove_all
-from scanner.scan import MAX_JOBS, Tally, default_jobs, judge_all
+from scanner.scan import MAX_JOBS, Tally, default_jobs, judge_all, require_witness
 from scanner.targets import StoredRoot, deltas_below, require_bucket
 from shared.delta import DeltaLocation, parse_s3_uri
 from shared.errors import CouldNotCheck, TargetError
@@ -66,12 +66,14 @@ def handler(event: object, context: Any) -> dict[str, Any]:
 
     Raises:
         TargetError: The event is no such request, or a target does not exist.
-        SettingsError: A setting is wrong.
+        SettingsError: A setting is wrong, or deltas are to be moved without chromadb.
         CouldNotCheck: A bucket cannot be listed, or the results cannot be written.
     """
     if isinstance(event, dict) and "operation" in event:
         return operate(event, context)
     request = _request(event)
+    if request.quarantine:
+        require_witness()
     roots = [stored_root(target) for target in dict.fromkeys(request.targets)]
     output = None if request.output is None else _object_named(request.output)
     settings = Settings.from_environment()

@@ -6,9 +6,11 @@ import time
 from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from queue import SimpleQueue
 from typing import Any, TypeVar
 
+from shared.errors import SettingsError
 from shared.verdict import Depth, Status, Verdict
 
 MAX_JOBS = 64
@@ -46,6 +48,19 @@ def judge_all(
             running -= 1
     finally:
         pool.shutdown(wait=False, cancel_futures=True)
+
+
+def require_witness() -> None:
+    """Sees to it that Chroma can be asked as a second witness, without which nothing is moved.
+
+    Raises:
+        SettingsError: chromadb is not installed.
+    """
+    if find_spec("chromadb") is None:
+        raise SettingsError(
+            "quarantine asks Chroma about each corrupt delta before it moves one, and chromadb is not installed: "
+            "pip install 'deltaguard[chroma]'"
+        )
 
 
 def default_jobs(depth: Depth, cpus: int) -> int:

@@ -19,7 +19,7 @@ from scanner.judge import Judge
 from scanner.pace import Pace
 from scanner.report import Output
 from scanner.run import Handling, Run
-from scanner.scan import default_jobs
+from scanner.scan import default_jobs, require_witness
 from scanner.selection import moment, seconds, subset
 from scanner.supply import Root, Supply, Task, Wanted
 from scanner.targets import StoredRoot, delta_named, require_bucket, require_objects, root_named
@@ -87,9 +87,10 @@ class Options:
         )
 
 
-def _log_to_stderr(options: Options) -> None:
-    """Keeps the logs of quarantine apart from the results; nothing else of a run logs."""
+def _prepare_quarantine(options: Options) -> None:
+    """Sees to it that deltas can be moved, and keeps the logs of that apart from the results: nothing else logs."""
     if options.quarantine:
+        require_witness()
         from shared.telemetry import use_stderr  # noqa: PLC0415 - a run that moves nothing needs none of it
 
         use_stderr()
@@ -102,11 +103,11 @@ def check(targets: Sequence[str], options: Options) -> int:
         The exit code of `scanner.scan.Tally`.
 
     Raises:
-        SettingsError: A setting has an impossible value.
+        SettingsError: A setting has an impossible value, or deltas are to be moved without chromadb.
         TargetError: A target or the output cannot be; nothing was checked.
         CouldNotCheck: No S3 client can be made, or the results cannot be written.
     """
-    _log_to_stderr(options)
+    _prepare_quarantine(options)
     judge = options.judge()
     deltas = list(dict.fromkeys(delta_named(target) for target in targets))
     _require_movable(deltas, options)
@@ -129,11 +130,11 @@ def scan(targets: Sequence[str], options: Options) -> int:
         The exit code of `scanner.scan.Tally`.
 
     Raises:
-        SettingsError: A setting has an impossible value.
+        SettingsError: A setting has an impossible value, or deltas are to be moved without chromadb.
         TargetError: A target, the checkpoint or the output cannot be; nothing was checked.
         CouldNotCheck: A bucket cannot be listed, no S3 client can be made, or the results cannot be written.
     """
-    _log_to_stderr(options)
+    _prepare_quarantine(options)
     judge = options.judge()
     roots = required_roots(targets, judge)
     _require_movable(roots, options)

@@ -28,7 +28,7 @@ from shared.verdict import Depth, Finding, Status, Verdict, abridged
 if TYPE_CHECKING:  # a local check needs no boto3
     from shared.storage import Store
 
-_MANIFEST_PROOFS = frozenset({"manifest.checksum_differs", "manifest.size_differs", "manifest.file_missing"})
+MANIFEST_PROOFS = frozenset({"manifest.checksum_differs", "manifest.size_differs", "manifest.file_missing"})
 """What needs no second witness: the producer wrote down what its files were when it closed them."""
 
 
@@ -129,7 +129,9 @@ def known_answer(store: Store, location: DeltaLocation, depth: Depth) -> Judgeme
     return _judgement(look, time.perf_counter()) if look.by_tag or not look.listing.files else None
 
 
-def judge_folder(path: Path, depth: Depth, settings: Settings, *, in_place: bool = True) -> Judgement:
+def judge_folder(
+    path: Path, depth: Depth, settings: Settings, *, in_place: bool = True, confirm: bool = False
+) -> Judgement:
     """Judges a delta in a local folder, which is taken to be all there.
 
     Args:
@@ -137,12 +139,15 @@ def judge_folder(path: Path, depth: Depth, settings: Settings, *, in_place: bool
         depth: How far to go.
         settings: Caps and time limits.
         in_place: Whether Chroma wrote it there, so that it is no copy.
+        confirm: As for `judge_stored`.
 
     Raises:
         TargetError: There is no such folder.
     """
     started = time.perf_counter()
-    return _judgement(look_at_folder(path, depth, settings, in_place=in_place), started)
+    look = look_at_folder(path, depth, settings, in_place=in_place)
+    confirmed = confirm and look.status is Status.CORRUPT and _confirm(look, settings, nullcontext, UNLIMITED)
+    return _judgement(look, started, confirmed=confirmed)
 
 
 def _agree(first: Look, second: Look) -> None:
@@ -168,7 +173,7 @@ def _agree(first: Look, second: Look) -> None:
 
 def _confirm(look: Look, settings: Settings, step: Step, deadline: Deadline) -> bool:
     """Asks for what a corrupt delta must have against it before anything is done with it, and notes the answer."""
-    if any(finding.code in _MANIFEST_PROOFS for finding in look.observed):
+    if any(finding.code in MANIFEST_PROOFS for finding in look.observed):
         return True
     try:
         if look.content is None:

@@ -19,8 +19,11 @@ from local.stack import LocalStack, addresses
 from shared import telemetry
 from shared.client import s3_client
 from shared.delta import DeltaLocation
+from shared.inspection import chroma
+from shared.inspection.chroma import Outcome
 from shared.settings import Settings
 from shared.storage import Store, current_store
+from shared.verdict import Finding
 
 PutDelta = Callable[[Path, str], DeltaLocation]
 CopyOf = Callable[[Path], Path]
@@ -118,6 +121,13 @@ def stack(aws: str, monkeypatch: pytest.MonkeyPatch) -> LocalStack:
     stack = LocalStack(aws, "deltas")
     stack.create(prefix="words/", visibility_seconds=1000, max_receives=3)
     return stack
+
+
+@pytest.fixture
+def chroma_dies(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A fault to order: Chroma dies of whatever delta it is asked about, each time."""
+    crashed = Outcome((Finding("chroma.crashed", "", "Chroma was killed by SIGSEGV"),))
+    monkeypatch.setattr(chroma, "ask_twice", lambda *_, **__: crashed)
 
 
 @pytest.fixture

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from shared.delta import is_chroma_file, printable
+from shared.delta import DATABASE, is_chroma_file, printable
 from shared.errors import CouldNotCheck, faults_explained
 from shared.inspection.agreement import differences, unanswered
 from shared.inspection.answers import Answer, parse_answer
@@ -110,7 +110,9 @@ def probe(
     return [*outcome.findings], outcome.version
 
 
-def ask_twice(folder: Path, seconds: float, look: Look, collections: int, openings: int = 1) -> Outcome:
+def ask_twice(
+    folder: Path, seconds: float, look: Look, collections: int, openings: int = 1, asked: Path | None = None
+) -> Outcome:
     """Has Chroma read a delta, and, where something is wrong with what it gives back, once more in a fresh process.
 
     Args:
@@ -120,14 +122,16 @@ def ask_twice(folder: Path, seconds: float, look: Look, collections: int, openin
         collections: How many collections there are.
         openings: How often a copy is opened, one process after the other: what Chroma writes at the first may lose
             something for the second.
+        asked: The file that names what is read (see `sampler`); None has everything read.
 
     Raises:
         CouldNotCheck: What happened may be the environment's doing, or was not the same both times.
     """
-    first = _attempt(folder, seconds, look, collections, openings, fresh=False)
+    attempt = partial(_attempt, folder, seconds, look, collections, openings, asked)
+    first = attempt(fresh=False)
     if not first.findings:
         return first
-    second = _attempt(folder, seconds, look, collections, openings, fresh=True)
+    second = attempt(fresh=True)
     if not second.findings:
         return second
     if not second.repeats(first):
@@ -160,18 +164,21 @@ def warm_up() -> None:
         POOL.warm_up()
 
 
-def _attempt(folder: Path, seconds: float, look: Look, collections: int, openings: int, *, fresh: bool) -> Outcome:
+def _attempt(
+    folder: Path, seconds: float, look: Look, collections: int, openings: int, asked: Path | None, *, fresh: bool
+) -> Outcome:
     with scratch_folder() as scratch:
         copy = scratch / "delta"
         with faults_explained("copying the delta for the probe"):
             size = _copy(folder, copy)
         with faults_explained("looking at the copy for the probe"):
-            limits = Limits(seconds, _memory(copy, size, collections), _FILE_FACTOR * size + _FILE_BYTES)
+            waiting = (copy / DATABASE).stat().st_size if asked else 0  # of which next to nothing is read then
+        limits = Limits(seconds, _memory(copy, size - waiting, collections), _FILE_FACTOR * size + _FILE_BYTES)
         for number in range(openings):
             own = scratch / f"opening-{number}"
             with faults_explained("preparing a probe"):
                 own.mkdir()
-            outcome = _run(copy, own, limits, look, fresh=fresh)
+            outcome = _run(copy, own, limits, look, fresh=fresh, asked=asked)
             if outcome.findings:
                 break
             with faults_explained("removing what a probe found"):
@@ -179,12 +186,14 @@ def _attempt(folder: Path, seconds: float, look: Look, collections: int, opening
         return outcome
 
 
-def _run(copy: Path | None, scratch: Path, limits: Limits, look: Look, *, fresh: bool) -> Outcome:
+def _run(
+    copy: Path | None, scratch: Path, limits: Limits, look: Look, *, fresh: bool, asked: Path | None = None
+) -> Outcome:
     # Files instead of pipes: a process that prints without end meets the limit on file size, not this one's memory.
     with faults_explained("preparing a probe"):
         for name in ("answer", "errors", "progress"):
             (scratch / name).open("xb").close()
-    ending = POOL.run(copy, scratch, limits, fresh=fresh)
+    ending = POOL.run(copy, scratch, limits, fresh=fresh, asked=asked)
     with faults_explained("reading the answer of a probe"):
         said, output, reached = (
             _head(scratch / name, most)

@@ -77,7 +77,9 @@ class Pool:
             if not self._idle:
                 self._idle.append(_Process())
 
-    def run(self, folder: Path | None, scratch: Path, limits: Limits, *, fresh: bool = False) -> Ending:
+    def run(
+        self, folder: Path | None, scratch: Path, limits: Limits, *, fresh: bool = False, asked: Path | None = None
+    ) -> Ending:
         """Has one delta read in a process of its own, which finds `answer`, `errors` and `progress` in `scratch`.
 
         Args:
@@ -85,6 +87,7 @@ class Pool:
             scratch: Where that process may write.
             limits: What it may use.
             fresh: Whether to fork from a process that was never used before.
+            asked: The file that names what is read (see `sampler`); None has everything read.
 
         Raises:
             CouldNotCheck: The process could not be started, or has no answer in time.
@@ -92,7 +95,7 @@ class Pool:
         deadline = time.monotonic() + limits.seconds
         process = _Process() if fresh else self._take()
         try:
-            ending = process.ask(folder, scratch, limits, deadline)
+            ending = process.ask(folder, asked, scratch, limits, deadline)
         except BaseException:
             process.end()
             raise
@@ -153,7 +156,7 @@ class _Process:
         """Whether it still runs."""
         return self._process.poll() is None
 
-    def ask(self, folder: Path | None, scratch: Path, limits: Limits, deadline: float) -> Ending:
+    def ask(self, folder: Path | None, asked: Path | None, scratch: Path, limits: Limits, deadline: float) -> Ending:
         """Has it fork a process for one delta, and waits for the end of that.
 
         Raises:
@@ -164,6 +167,7 @@ class _Process:
             self._ready = True
         request = {
             "folder": folder and str(folder),
+            "asked": asked and str(asked),
             "scratch": str(scratch),
             "seconds": max(0.0, deadline - time.monotonic()),
             "memory": limits.memory,

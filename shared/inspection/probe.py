@@ -4,9 +4,10 @@ It is run by its path and imports nothing of Deltaguard, since whatever it impor
 The process that was started touches no delta: it only forks. It ends when its standard input does, so it never outlives
 the process that started it, and each fork dies with it.
 
-Requests are lines of JSON on standard input: `{"folder", "scratch", "seconds", "memory", "file"}`: where the delta is
-(null: the fork makes one of its own, to show that Chroma works here at all), where the fork may write, how long it may
-take, how many bytes of memory it may use and how long a file may become that it writes. The answers are lines on
+Requests are lines of JSON on standard input: `{"folder", "asked", "scratch", "seconds", "memory", "file"}`: where the
+delta is (null: the fork makes one of its own, to show that Chroma works here at all), the file that names what is read
+of it (null: everything; see `sampler`), where the fork may write, how long it may take, how many bytes of memory it may
+use and how long a file may become that it writes. The answers are lines on
 standard output: first `{"ready": true}`, then for each request `{"status", "busy", "late", "grown"}`: the wait status
 of the fork, the processor time that it took, and whether it was ended because its time or its memory was used up. What
 the fork itself has to say is JSON in `scratch/answer`, what it read in `scratch/records`, and how far it came in
@@ -19,6 +20,7 @@ import ctypes
 import errno
 import hashlib
 import importlib
+import importlib.util
 import json
 import os
 import re
@@ -131,9 +133,9 @@ def _probe(request: dict[str, Any], forker: int) -> None:
         os.environ["HOME"] = os.environ["TMPDIR"] = scratch
         os.chdir(scratch)
         for descriptor, name in enumerate(("/dev/null", "answer", "errors")):
-            opened = os.open(name, os.O_RDWR)
-            os.dup2(opened, descriptor)
-            os.close(opened)
+            file = os.open(name, os.O_RDWR)
+            os.dup2(file, descriptor)
+            os.close(file)
         global _progress  # noqa: PLW0603 -- of this process, which reads one delta
         _progress = os.open("progress", os.O_RDWR)
         answer: dict[str, Any] = {"stage": "import", "collections": []}
@@ -141,6 +143,8 @@ def _probe(request: dict[str, Any], forker: int) -> None:
             _demand(request["memory"])
             if folder is None:
                 control(answer)
+            elif request["asked"] is not None:
+                _sampler().read_some(folder, request["asked"], answer, opened, _reach)
             else:
                 read(folder, answer)
             _reach(answer, "done")
@@ -157,6 +161,16 @@ def _probe(request: dict[str, Any], forker: int) -> None:
         os._exit(end.code if isinstance(end.code, int) else 1)
     finally:
         os._exit(1)
+
+
+def _sampler() -> Any:
+    """The module `sampler`, found by its path, since this program does not know the package that both are in."""
+    spec = importlib.util.spec_from_file_location("sampler", os.path.join(os.path.dirname(__file__), "sampler.py"))  # noqa: PTH118, PTH120
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 def _limit(what: int, most: int) -> None:

@@ -7,11 +7,13 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from bench import scorecard
 from bench.checkers import OURS, RIVALS
 from bench.children import forked
 from bench.plan import SEEDS, Case, cases
@@ -23,21 +25,28 @@ _ALL = (*OURS, *RIVALS)
 
 
 def _result(
-    status: str, harm: str = "", sort: str = "", codes: tuple[str, ...] = (), source: Any = "generic", **flags: bool
+    status: str,
+    harm: str = "",
+    sort: str = "",
+    codes: tuple[str, ...] = (),
+    source: Any = "generic",
+    moved: bool | None = None,
+    **flags: bool,
 ) -> Result:
     said = {"status": status, "codes": list(codes), "reason": ""}
     case = Case("tuned", source, "some-kind", "queued", 1, **flags)
-    return Result(case, "done", harm, sort, dict.fromkeys(_ALL, said))
+    witness = None if moved is None else {"moved": moved, "why": ""}
+    return Result(case, "done", harm, sort, dict.fromkeys(_ALL, said), witness)
 
 
 @pytest.mark.parametrize(
     ("result", "outcome"),
     [
-        (_result("corrupt", "SIGSEGV at count", "dies"), Outcome.FOUND),
+        (_result("corrupt", "SIGSEGV at count", "dies"), Outcome.HELD),
         (_result("healthy", "SIGSEGV at count", "dies"), Outcome.MISSED),
-        (_result("undetermined", "fails", "fails"), Outcome.MISSED),
+        (_result("undetermined", "fails", "fails"), Outcome.HELD),
         (_result("healthy", "1 vectors differ", "values"), Outcome.VALUE_MISSED),
-        (_result("corrupt", "1 vectors differ", "values"), Outcome.VALUE_FOUND),
+        (_result("corrupt", "1 vectors differ", "values"), Outcome.VALUE_HELD),
         (_result("healthy"), Outcome.PASSED),
         (_result("undetermined"), Outcome.PASSED),
         (_result("corrupt", codes=("sqlite.malformed",)), Outcome.REFUSED),
@@ -81,6 +90,37 @@ def test_shares_leave_out_what_no_structure_can_show() -> None:
     assert sums.share("structure") == 75.0
     assert sums.share("structure", values=True) == 60.0
     assert tally([], _ALL).share("structure") == 100.0
+
+
+def test_what_is_held_and_what_is_destroyed_are_counted_apart() -> None:
+    harmed = {"harm": "fails", "sort": "fails"}
+    results = [
+        _result("corrupt", **harmed, moved=True),
+        _result("corrupt", **harmed, moved=False),
+        _result("corrupt", **harmed),  # its second witness was not asked
+        _result("undetermined", **harmed),
+        _result("corrupt", codes=("sqlite.malformed",), moved=False),
+        _result("corrupt", codes=("sqlite.malformed",), moved=True),
+        _result("corrupt", codes=("manifest.checksum_differs",)),
+    ]
+    sums = tally(results, _ALL)
+    assert sums.count("structure", Outcome.HELD) == 4
+    assert (sums.destroyed["structure"], sums.asked["structure"]) == (1, 2)
+    assert sums.destroyed_complete["structure"] == 1, "a manifest is a proof of its own"
+
+
+def test_a_delta_that_would_be_destroyed_although_it_is_complete_fails_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    def line(moved: bool) -> dict[str, Any]:
+        said = {"status": "corrupt", "codes": ["sqlite.malformed"], "reason": ""}
+        truth = {"harm": "", "sort": "", "seed_passes": True}
+        case = asdict(cases("tuned")[-90])
+        return {"case": case, "done": "", "truth": truth, "checkers": dict.fromkeys(_ALL, said)} | {
+            "witness": {"moved": moved, "why": ""}
+        }
+
+    for moved, code in ((False, 0), (True, 1)):
+        monkeypatch.setattr(scorecard, "judged", lambda *_, moved=moved: [line(moved)])
+        assert scorecard.main(["--seeds", "tuned"]) == code
 
 
 def test_a_plan_is_the_same_each_time_and_names_each_case_once() -> None:

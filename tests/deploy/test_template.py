@@ -14,9 +14,10 @@ import pytest
 
 from scanner.fleet import FleetRequest
 from shared.delta import DATABASE, MANIFEST
-from shared.notices import ChunkRejected, DeltaCorrupt, DeltaQuarantined, ResubmissionExhausted
+from shared.findings import CATALOGUE, Weight
+from shared.notices import ChunkRejected, DeltaCorrupt, DeltaQuarantined, DeltaUndetermined, ResubmissionExhausted
 from shared.settings import VARIABLES
-from shared.verdict import Depth
+from shared.verdict import Depth, Finding, Verdict
 from tests.deploy.conftest import ROOT
 
 pytestmark = pytest.mark.slow
@@ -191,6 +192,20 @@ def test_a_person_is_told_of_what_matters(resources: Resources) -> None:
     rule = resources["NoticesRule"]["Properties"]
     told = {notice.detail_type for notice in (DeltaQuarantined, DeltaCorrupt, ChunkRejected, ResubmissionExhausted)}
     assert set(rule["EventPattern"]["detail-type"]) == told
+    assert rule["Targets"][0]["Arn"] == {"Ref": "Notices"}
+
+
+def test_of_undetermined_deltas_a_person_is_told_of_those_that_stay_so(resources: Resources) -> None:
+    """An environment's faults are counted by an alarm; of a doubt, the event names the delta and both sides."""
+    rule = resources["DoubtsRule"]["Properties"]
+    pattern = rule["EventPattern"]
+    assert pattern["detail-type"] == [DeltaUndetermined.detail_type]
+    doubts = {code for code, kind in CATALOGUE.items() if kind.weight is Weight.DOUBT and code.startswith("verdict.")}
+    codes = pattern["detail"]["findings"]["code"]
+    assert set(codes) == doubts - {"verdict.unconfirmed"}, "which says that Chroma could not be asked"
+    verdict = Verdict("s3://deltas/d/", Depth.OPEN, tuple(Finding(code, "", "seen") for code in codes))
+    told = DeltaUndetermined.of(verdict, None).model_dump(mode="json")
+    assert {finding["code"] for finding in told["findings"]} == set(codes), "where the pattern looks for them"
     assert rule["Targets"][0]["Arn"] == {"Ref": "Notices"}
 
 

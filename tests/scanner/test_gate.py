@@ -21,7 +21,7 @@ from shared.messaging import current_messaging
 from shared.quarantine import quarantine
 from shared.settings import Settings
 from shared.storage import Store
-from shared.verdict import Status
+from shared.verdict import Depth, Status
 from tests import faults
 from tests.conftest import CopyOf, PutDelta
 from tests.verdicts import confirmed
@@ -88,6 +88,15 @@ def test_what_cannot_be_checked_does_not_pass_either(
         precheck(bucket, ["d/1"], store=faults.answering("SlowDown", 503))
     assert raised.value.rejected[0].status is Status.UNDETERMINED
     assert "check.throttled" in str(raised.value)
+
+
+def test_a_delta_that_reads_healthy_and_that_chroma_dies_of_does_not_pass(
+    bucket: str, healthy_delta: Path, put_delta: PutDelta, chroma_dies: None
+) -> None:
+    put_delta(healthy_delta, "d/1")
+    with pytest.raises(ChunkRejected, match=r"d/1/ is undetermined: .*verdict\.disagreement") as raised:
+        precheck(bucket, ["d/1"], depth=Depth.OPEN)
+    assert raised.value.rejected[0].status is Status.UNDETERMINED
 
 
 def test_tagged_deltas_cost_a_request_each_and_one_for_all_and_no_object_is_read(

@@ -14,10 +14,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from local.shim import InvocationContext
+from scanner import scan as scan_module
 from scanner.cli import cli
 from scanner.handler import handler
 from scanner.removal import MOST_SHARE, MOST_UNASKED, Brake
 from shared.delta import DATABASE
+from shared.errors import SettingsError
 from tests.conftest import CopyOf, PutDelta
 
 
@@ -48,6 +50,33 @@ def forest(healthy_delta: Path, copy_of: CopyOf, put_delta: PutDelta, monkeypatc
             put_delta(broken, f"words/bad-{number}")
 
     return put
+
+
+@pytest.mark.parametrize("dry_run", [[], ["--dry-run"]])
+@pytest.mark.parametrize("command", [["check", "s3://no-such-bucket/words/one"], ["scan", "s3://no-such-bucket"]])
+def test_without_chromadb_quarantine_is_refused_before_anything_is_asked_of_s3(
+    command: list[str], dry_run: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(scan_module, "find_spec", lambda _: None)
+    result = run(*command, "--quarantine", *dry_run)
+    assert result.exit_code == 2
+    assert result.stdout == ""
+    (line,) = result.stderr.splitlines()
+    assert "chromadb is not installed: pip install 'deltaguard[chroma]'" in line
+
+
+def test_without_chromadb_a_scan_that_moves_nothing_runs(forest: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    forest(1, 0)
+    monkeypatch.setattr(scan_module, "find_spec", lambda _: None)
+    assert run("scan", "s3://deltas/words").exit_code == 0
+
+
+def test_without_chromadb_the_function_refuses_to_move_anything(forest: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    forest(0, 1)
+    monkeypatch.setattr(scan_module, "find_spec", lambda _: None)
+    with pytest.raises(SettingsError, match="chromadb is not installed"):
+        handler({"targets": ["s3://deltas/words/"], "quarantine": True}, InvocationContext())
+    assert places("words/") == {"bad-0"}
 
 
 @given(st.integers(0, 10**6), st.integers(0, 10**6))

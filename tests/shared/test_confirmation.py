@@ -108,6 +108,23 @@ def test_a_rule_of_ours_that_is_wrong_moves_nothing_where_chroma_gives_back_all(
     assert "gives back all that the bytes hold: 123 embeddings in 1 collections" in detail
 
 
+@pytest.mark.parametrize("confirm", [False, True])
+def test_bytes_that_read_healthy_where_chroma_fails_are_in_doubt(
+    store: Store, put_delta: PutDelta, flushed_delta: Path, settled: Settings, chroma_dies: None, confirm: bool
+) -> None:
+    """The other way round: whoever is wrong, the delta is not touched, and both sides can be read in the verdict."""
+    judgement = judge_stored(store, put_delta(flushed_delta, KEY), Depth.OPEN, settled, confirm=confirm)
+    assert (judgement.verdict.status, judgement.confirmed) == (Status.UNDETERMINED, False)
+    assert said(judgement)["verdict.disagreement"] == "the bytes read healthy, but: Chroma was killed by SIGSEGV"
+    assert "chroma.crashed" in said(judgement)
+
+
+def test_what_both_find_is_no_disagreement(store: Store, damaged: Any, settled: Settings, chroma_dies: None) -> None:
+    judgement = asked(store, damaged("queue-encoding-unknown"), settled, Depth.OPEN)
+    assert (judgement.verdict.status, judgement.confirmed) == (Status.CORRUPT, True)
+    assert "verdict.disagreement" not in said(judgement)
+
+
 def test_what_a_manifest_proves_needs_no_chroma(
     store: Store, bucket: str, flushed_delta: Path, settled: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:

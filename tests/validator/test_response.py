@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 import os
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -141,6 +142,21 @@ class TestDoubt:
         assert "verdict.deltas_below" in {finding.code for finding in told.findings}
         out = capsys.readouterr().out
         assert "a person must look at it" in out and "DeltasUndetermined" in out
+
+    @pytest.mark.usefixtures("chroma_dies")
+    def test_where_chroma_dies_of_what_reads_healthy_a_person_is_told_and_nothing_moves(
+        self, stack: LocalStack, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        monkeypatch.setenv("DELTAGUARD_DEPTH", "open")
+        before = stored("deltas")
+        assert run(EVENT) == NOTHING_FAILED
+        assert stored("deltas") == before
+        (event,) = stack.taken(NOTICES)
+        told = DeltaUndetermined.model_validate(event["detail"])
+        assert "verdict.disagreement" in {finding.code for finding in told.findings}
+        metrics = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+        assert [line["VerdictDisagreements"] for line in metrics if "VerdictDisagreements" in line] == [[1.0]]
+        assert stack.taken(RESUBMIT) == []
 
     def test_it_is_not_settled_before_somebody_was_told(self, stack: LocalStack, through: Through) -> None:
         refused = faults.refusal("AccessDenied", 403)
