@@ -1,4 +1,4 @@
-"""Verdicts do not change with the SQLite that Python links: healthy directories and damaged ones, under two versions."""
+"""Verdicts do not change with the SQLite that Python links: healthy and damaged directories under two versions."""
 
 from __future__ import annotations
 
