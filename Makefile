@@ -26,7 +26,7 @@ demo: $(STAMP)  ## watch broken deltas being caught, quarantined and kept out of
 	@$(BIN)/deltaguard demo
 
 offline: $(STAMP) $(NODE_STAMP)  ## the whole stack on this machine, until Ctrl-C (needs Node.js)
-	@exec $(BIN)/python -m local.offline
+	@exec $(BIN)/python -m devtools.stack.offline
 
 package: $(STAMP) $(NODE_STAMP)  ## the CloudFormation template in .serverless, checked; needs no credentials
 	@SLS_TELEMETRY_DISABLED=1 node_modules/.bin/serverless package
@@ -48,7 +48,7 @@ scorecard: $(STAMP)  ## break hundreds of deltas, ask Chroma, and score every de
 	@$(BIN)/python -m bench.scorecard
 
 fuzz: $(STAMP)  ## 100,000 broken inputs for the parsers
-	@$(BIN)/python -m tests.fuzz
+	@$(BIN)/python -m tests.support.fuzz
 
 # The nightly form: make zoo COUNT=2000 SEED=$$(date +%s)
 COUNT ?= 200
@@ -71,7 +71,7 @@ imports: $(STAMP)  ## the one-way order of the rooms
 	@$(BIN)/lint-imports
 
 docs: $(STAMP)  ## write the files anew that are made from the code
-	@$(BIN)/python -m local.reference
+	@$(BIN)/python -m devtools.reference.files
 
 check: lint types imports test  ## everything CI does
 

@@ -23,7 +23,7 @@ from typing import Any
 from bench import coldstart, gating, imports, load, memory, merging, probing, scanning, structure
 from bench.figures import Figure, missed, table
 from bench.targets import unmeasured
-from shared.scratch import sweep_scratch
+from shared.storage.scratch import sweep_scratch
 
 SUITES: Mapping[str, Callable[[], list[Figure]]] = {
     "structure-500": structure.small,

@@ -9,8 +9,8 @@ from __future__ import annotations
 import uuid
 from pathlib import Path
 
-from local.breaks import connected
-from local.deltas import DeltaContent, DeltaRecipe, build_delta
+from devtools.damage.deltas import DeltaContent, DeltaRecipe, build_delta
+from devtools.damage.file_breaks import connected
 
 _FLUSHED = DeltaRecipe(embeddings=70, sync_threshold=20, batch=20)
 _COSINE = DeltaRecipe(embeddings=70, sync_threshold=20, batch=20, space="cosine")
@@ -43,7 +43,7 @@ SUITABLE: dict[str, tuple[str, ...]] = {
     "flushed": ("flushed", "flushed-cosine", "large", "flushed-changed", "two-flushed", "flushed-exactly"),
     "two flushed": ("two-flushed", "two-flushed-cosine"),
 }
-"""For each need of a damage (`local.damage.Needs`), the bases that it can be done to."""
+"""For each need of a damage (`devtools.damage.catalogue.Needs`), the bases that it can be done to."""
 
 
 def build_base(name: str, folder: Path) -> DeltaContent:

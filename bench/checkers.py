@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import Any
 
 from bench.children import Emit, forked
-from shared.delta import DATABASE, MANIFEST
-from shared.judgement import judge_folder
-from shared.manifest import Manifest
-from shared.settings import Settings
+from shared.check.judgement import judge_folder
+from shared.model.delta import DATABASE, MANIFEST
+from shared.model.manifest import Manifest
+from shared.model.settings import Settings
+from shared.model.verdict import Depth, Status
 from shared.upload import _manifest_of
-from shared.verdict import Depth, Status
 
 WITH_MANIFEST = "structure+manifest"
 OURS = (*(depth.value for depth in (Depth.LISTING, Depth.HEADER, Depth.STRUCTURE)), WITH_MANIFEST)

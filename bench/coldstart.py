@@ -20,8 +20,8 @@ from typing import Any
 from bench.figures import Figure
 from bench.stock import stocked
 from bench.targets import held
-from local.rawcopy import copy
-from local.stack import running_stack
+from devtools.stack.raw_copy import copy
+from devtools.stack.stack import running_stack
 
 _ROUNDS = 3
 _SECONDS = 120

@@ -27,15 +27,15 @@ from bench.s3 import BUCKET, running_s3
 from bench.stock import stocked
 from bench.targets import held
 from bench.timing import Measure, timed
-from local.damage import apply_damage
+from devtools.damage.catalogue import apply_damage
 from scanner.gate import ChunkRejected, precheck
-from shared.delta import DATABASE, DeltaLocation
-from shared.judgement import judge_stored
-from shared.scratch import scratch_folder
-from shared.settings import Settings
-from shared.storage import current_store
-from shared.tags import with_verdict
-from shared.verdict import Depth
+from shared.check.judgement import judge_stored
+from shared.model.delta import DATABASE, DeltaLocation
+from shared.model.settings import Settings
+from shared.model.tags import with_verdict
+from shared.model.verdict import Depth
+from shared.storage.scratch import scratch_folder
+from shared.storage.store import current_store
 
 _DELTAS, _EMBEDDINGS, _ROUNDS = 100, 100, 10
 _DIFFERENT = 10  # deltas of their own content; the others repeat it, which spares the merge more than the gate
@@ -44,8 +44,8 @@ _MERGE = """
 import json, sys, tempfile, time
 from pathlib import Path
 import boto3, chromadb
-from local.old_way import OldMerge
-from local.tether import tether
+from devtools.demo.old_way import OldMerge
+from devtools.stack.child import tether
 tether(int(sys.argv[1]))
 old = OldMerge(boto3.client("s3"), sys.argv[2])
 with tempfile.TemporaryDirectory(prefix="bench-merge-") as scratch, old.begun(Path(scratch) / "merged") as merge:

@@ -1,7 +1,7 @@
 """Damage without a plan: flipped bits, lost blocks, wild numbers in every field, schema edits, torn copies.
 
-`local.damage` has one kind for each way a delta is known to break. Here chance does it, so that the scorecard does not
-only ask what somebody has thought of.
+`devtools.damage.catalogue` has one kind for each way a delta is known to break. Here chance does it, so that the
+scorecard does not only ask what somebody has thought of.
 """
 # ruff: noqa: S608 -- table names come from the schemas of our own deltas
 
@@ -15,11 +15,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from local import breaks
-from local import database_breaks as db
-from local.breaks import HEADER, JOURNAL, LENGTHS, LEVEL0, LINKS, PAGE, PICKLE, WAL, Break
-from local.deltas import copy_across_commit, copy_while_writing
-from shared.delta import DATABASE
+from devtools.damage import database_breaks as db
+from devtools.damage import file_breaks
+from devtools.damage.deltas import copy_across_commit, copy_while_writing
+from devtools.damage.file_breaks import HEADER, JOURNAL, LENGTHS, LEVEL0, LINKS, PAGE, PICKLE, WAL, Break
+from shared.model.delta import DATABASE
 
 _SECTOR = 512
 # Name, offset and struct format of every field of header.bin.
@@ -75,7 +75,7 @@ def flipped_bits(name: str, most: int = 1) -> Break:
     """Flip up to so many bits somewhere in a file."""
 
     def break_(directory: Path, rng: random.Random) -> str:
-        path = breaks.file(directory, name)
+        path = file_breaks.file(directory, name)
         content = bytearray(path.read_bytes())
         done = []
         for _ in range(rng.randrange(1, most + 1)):
@@ -92,7 +92,7 @@ def lost_block(name: str, size: int, *, zeros: bool) -> Break:
     """Zero or garble a block of a file, at a multiple of its size."""
 
     def break_(directory: Path, rng: random.Random) -> str:
-        path = breaks.file(directory, name)
+        path = file_breaks.file(directory, name)
         at = size * rng.randrange(max(1, path.stat().st_size // size))
         owner = _owner(directory, name, at)
         content = path.read_bytes()
@@ -124,7 +124,7 @@ def lost_tree_page(*, size: int, zeros: bool) -> Break:
         page = rng.choice(db.pages_of(directory, tree))
         at = page + size * rng.randrange(PAGE // size)
         content = bytes(size) if zeros else rng.randbytes(size)
-        done = breaks.patch(directory / DATABASE, at, content)
+        done = file_breaks.patch(directory / DATABASE, at, content)
         return f"{tree}, page {page // PAGE + 1}, {size} bytes {'zeroed' if zeros else 'garbled'} at {at}; {done[:80]}"
 
     return break_
@@ -136,14 +136,14 @@ def tree_bytes_changed(directory: Path, rng: random.Random) -> str:
     page = rng.choice(db.pages_of(directory, tree))
     content = (directory / DATABASE).read_bytes()[page : page + PAGE]
     used = [at for at in range(PAGE) if content[at]] or [0]
-    done = breaks.patch(directory / DATABASE, page + rng.choice(used), rng.randbytes(rng.randrange(1, 5)))
+    done = file_breaks.patch(directory / DATABASE, page + rng.choice(used), rng.randbytes(rng.randrange(1, 5)))
     return f"{tree}, page {page // PAGE + 1}: {done}"
 
 
 def header_extreme(directory: Path, rng: random.Random) -> str:
     """Put an extreme value into some field of header.bin."""
     name, at, form = rng.choice(_FIELDS)
-    path = breaks.file(directory, HEADER)
+    path = file_breaks.file(directory, HEADER)
     content = bytearray(path.read_bytes())
     width = struct.calcsize(form)
     old = int.from_bytes(content[at : at + width], "little")
@@ -158,7 +158,7 @@ def words_overwritten(name: str) -> Break:
     """Overwrite one word of a file with a number that is often wrong and sometimes plausible."""
 
     def break_(directory: Path, rng: random.Random) -> str:
-        path = breaks.file(directory, name)
+        path = file_breaks.file(directory, name)
         content = bytearray(path.read_bytes())
         at = 4 * rng.randrange(len(content) // 4)
         word = rng.choice((0, 1, 2, 7, 16, 17, 59, 60, 68, 136, 2**16, 2**31, 2**32 - 1, rng.getrandbits(32)))
@@ -174,7 +174,7 @@ def bytes_overwritten(name: str) -> Break:
     """Overwrite one byte of a file."""
 
     def break_(directory: Path, rng: random.Random) -> str:
-        path = breaks.file(directory, name)
+        path = file_breaks.file(directory, name)
         content = bytearray(path.read_bytes())
         at = rng.randrange(len(content))
         old, content[at] = content[at], rng.choice((0, 1, 46, 75, 104, 255, rng.randrange(256)))
@@ -210,7 +210,7 @@ def schema_edited(directory: Path, rng: random.Random) -> str:
         ("PRAGMA writable_schema = ON", f"UPDATE sqlite_schema SET sql = NULL WHERE name = '{table}'"),
         ("PRAGMA writable_schema = ON", f"UPDATE sqlite_schema SET rootpage = 3 WHERE name = '{table}'"),
     ))  # fmt: skip
-    with breaks.connected(directory) as database:
+    with file_breaks.connected(directory) as database:
         for statement in statements:
             try:
                 database.execute(statement)
@@ -226,7 +226,7 @@ def value_edited(directory: Path, rng: random.Random) -> str:
     pick = rng.randrange(2**31)
     row = f" WHERE rowid = (SELECT rowid FROM {owner} LIMIT 1 OFFSET {pick} % (SELECT max(1, count(*)) FROM {owner}))"
     statement = f"UPDATE OR IGNORE {owner} SET {column} = {value}{row if rng.random() < 0.7 else ''}"
-    with breaks.connected(directory) as database:
+    with file_breaks.connected(directory) as database:
         try:
             changed = database.execute(statement).rowcount
         except sqlite3.Error as error:
@@ -237,7 +237,7 @@ def value_edited(directory: Path, rng: random.Random) -> str:
 def row_lost(directory: Path, rng: random.Random) -> str:
     """Delete one row of some table, its indexes with it."""
     table, pick = rng.choice(_TABLES), rng.randrange(2**31)
-    with breaks.connected(directory) as database:
+    with file_breaks.connected(directory) as database:
         ((count,),) = database.execute(f"SELECT count(*) FROM {table}")
         if not count:
             return f"{table} has no row to lose"

@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from local.breaks import connected
-from local.deltas import CollectionContent, DeltaContent, DeltaRecipe, Metadata, _client, build_delta
+from devtools.damage.deltas import CollectionContent, DeltaContent, DeltaRecipe, Metadata, _client, build_delta
+from devtools.damage.file_breaks import connected
 
 Make = Callable[[Path, int], tuple[DeltaContent, bool]]
 """Makes a healthy delta of a seed in a folder. Returns what it stores, and whether it measures by cosine."""

@@ -21,15 +21,15 @@ import boto3
 
 from bench.figures import Figure
 from bench.targets import held
-from local.damage import apply_damage
-from local.deltas import DeltaRecipe, build_delta
-from local.servers import moto
-from local.stack import NOTICES, LocalStack, addressed
-from shared.client import s3_client
-from shared.delta import DATABASE
-from shared.quarantine_record import RECORD, TOLD
-from shared.scratch import scratch_folder
-from shared.storage import Store
+from devtools.damage.catalogue import apply_damage
+from devtools.damage.deltas import DeltaRecipe, build_delta
+from devtools.stack.servers import moto
+from devtools.stack.stack import NOTICES, LocalStack, addressed
+from shared.model.delta import DATABASE
+from shared.quarantine.record import RECORD, TOLD
+from shared.storage.client import s3_client
+from shared.storage.scratch import scratch_folder
+from shared.storage.store import Store
 from validator.handler import handler
 
 _BUCKET, _PREFIX = "deltas", "words/delta"

@@ -18,7 +18,7 @@ from bench.rivals import child_answer, copied
 from bench.stock import stocked
 from bench.targets import held
 from bench.timing import Measure, in_turns
-from shared.scratch import scratch_folder
+from shared.storage.scratch import scratch_folder
 
 _EMBEDDINGS = 20_000
 _FEW = 20
@@ -29,10 +29,10 @@ _ROOT = Path(__file__).resolve().parent.parent
 _JUDGE = """
 import json, sys
 from pathlib import Path
-from local.tether import tether
-from shared.judgement import judge_folder
-from shared.settings import Settings
-from shared.verdict import Depth
+from devtools.stack.child import tether
+from shared.check.judgement import judge_folder
+from shared.model.settings import Settings
+from shared.model.verdict import Depth
 tether(int(sys.argv[1]))
 verdict = judge_folder(Path(sys.argv[2]), Depth.STRUCTURE, Settings()).verdict
 lines = Path("/proc/self/status").read_text().splitlines()

@@ -1,7 +1,7 @@
 """Suites `merge`, `refusal` and `merge-memory`: a chunk of ten deltas through compaction, beside the old way.
 
-S3 is a moto server in a process of its own, and everything goes over HTTP. The old way is `local.old_way`: a Chroma
-client for each delta, `get` in thousands, `upsert`. It is not charged for looking at what it has uploaded.
+S3 is a moto server in a process of its own, and everything goes over HTTP. The old way is `devtools.demo.old_way`: a
+Chroma client for each delta, `get` in thousands, `upsert`. It is not charged for looking at what it has uploaded.
 """
 
 from __future__ import annotations
@@ -26,19 +26,19 @@ from bench.s3 import BUCKET, metered, running_s3
 from bench.stock import DIMENSION, stocked
 from bench.targets import held
 from bench.timing import Measure, in_turns, timed
-from compaction.checkout import Checkout
 from compaction.chunk import process
-from local.damage import apply_damage
-from local.old_way import OldMerge
+from compaction.download import Checkout
+from devtools.damage.catalogue import apply_damage
+from devtools.demo.old_way import OldMerge
 from scanner.gate import ChunkRejected, precheck
-from shared.delta import DATABASE, DeltaLocation
-from shared.judgement import judge_stored
-from shared.scratch import scratch_folder
-from shared.settings import Settings
-from shared.storage import current_store
-from shared.tags import with_verdict
+from shared.check.judgement import judge_stored
+from shared.model.delta import DATABASE, DeltaLocation
+from shared.model.settings import Settings
+from shared.model.tags import with_verdict
+from shared.model.verdict import Depth
+from shared.storage.scratch import scratch_folder
+from shared.storage.store import current_store
 from shared.upload import upload_delta
-from shared.verdict import Depth
 
 _DELTAS = 10
 _EMBEDDINGS = 500
@@ -50,7 +50,7 @@ _ROOT = Path(__file__).resolve().parent.parent
 _MERGE = """
 import contextlib, io, json, sys
 from pathlib import Path
-from local.tether import tether
+from devtools.stack.child import tether
 from compaction.chunk import process
 tether(int(sys.argv[1]))
 deltas = [{"delta_key": key, "collection": "words"} for key in sys.argv[3:]]

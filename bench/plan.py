@@ -10,7 +10,7 @@ from typing import Literal
 from bench.bases import SUITABLE
 from bench.generic import GENERIC
 from bench.healthy import HEALTHY
-from local.damage import DAMAGES
+from devtools.damage.catalogue import DAMAGES
 
 Group = Literal["tuned", "held-back"]
 

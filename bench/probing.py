@@ -19,12 +19,12 @@ from bench.rivals import copied
 from bench.stock import DIMENSION, stocked
 from bench.targets import held
 from bench.timing import Measure, in_turns, timed
-from shared.delta import DATABASE
-from shared.inspection import chroma, probe
-from shared.inspection.records import Contents
-from shared.scratch import scratch_folder
-from shared.settings import Settings
-from shared.verdict import CollectionCount
+from shared.inspection.chroma.records import Contents
+from shared.inspection.probe import chroma, program
+from shared.model.delta import DATABASE
+from shared.model.settings import Settings
+from shared.model.verdict import CollectionCount
+from shared.storage.scratch import scratch_folder
 
 _ROUNDS = 11
 # Loaded by its path: the folder of the program holds modules that must not shadow others'.
@@ -78,7 +78,7 @@ def _fresh(folder: Path, scratch: Path, embeddings: int) -> Measure:
 
     def ask() -> None:
         with copied(folder, scratch) as copy:
-            command = [sys.executable, "-c", _FRESH, probe.__file__, str(copy)]
+            command = [sys.executable, "-c", _FRESH, program.__file__, str(copy)]
             environment = os.environ | {"ANONYMIZED_TELEMETRY": "False", "OMP_NUM_THREADS": "1"}
             done = subprocess.run(command, capture_output=True, text=True, env=environment, check=True)  # noqa: S603 -- ours
         answer = json.loads(done.stdout)

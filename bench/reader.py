@@ -13,7 +13,7 @@ import sys
 import time
 from pathlib import Path
 
-from local.tether import tether
+from devtools.stack.child import tether
 
 
 def main() -> None:

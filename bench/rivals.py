@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.timing import Measure, timed
-from shared.delta import DATABASE
+from shared.model.delta import DATABASE
 
 _READER = [sys.executable, "-m", "bench.reader"]
 _ROOT = Path(__file__).resolve().parent.parent

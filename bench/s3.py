@@ -8,9 +8,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from local.servers import moto
-from shared.client import s3_client
-from shared.storage import Store
+from devtools.stack.servers import moto
+from shared.storage.client import s3_client
+from shared.storage.store import Store
 
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client

@@ -23,12 +23,12 @@ import numpy as np
 from bench.plan import SEEDS, Case, cases
 from bench.truth import ask_chroma, same
 from bench.worker import _build, _made, _Work
-from local.deltas import CollectionContent, DeltaContent
-from shared.delta import MANIFEST
-from shared.errors import CouldNotCheck
-from shared.inspection.contents import opened_delta
-from shared.salvage import salvage_folder
-from shared.settings import Settings
+from devtools.damage.deltas import CollectionContent, DeltaContent
+from shared.inspection.chroma.contents import opened_delta
+from shared.model.delta import MANIFEST
+from shared.model.errors import CouldNotCheck
+from shared.model.settings import Settings
+from shared.salvage.salvage import salvage_folder
 
 _DIGITS = 1e-6  # of a cosine index
 

@@ -2,8 +2,8 @@
 
 Discrete events: each check makes its requests one after another; each request takes a token of its partition's bucket;
 without one it is answered with SlowDown after a round trip, and repeated as botocore does. A check that is still
-throttled is repeated later, and slows its function down: that is `scanner.pace.Pace` itself, on the simulation's clock.
-The same seed gives the same figures.
+throttled is repeated later, and slows its function down: that is `scanner.run.throttle.Pace` itself, on the
+simulation's clock. The same seed gives the same figures.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from scanner.estimate import GET_DOLLARS, LIST_DOLLARS, PAGE
-from scanner.pace import PAUSES, Pace
+from scanner.find.cost import GET_DOLLARS, LIST_DOLLARS, PAGE
+from scanner.run.throttle import PAUSES, Pace
 
 PARTITION_READS = 5500.0
 """GET and HEAD requests a second that S3 promises for each partitioned prefix:
@@ -33,7 +33,7 @@ CPU_SECONDS = 0.0145
 """Of a delta of 50 embeddings of dimension 1536 with a manifest, at depth `structure`: its objects; the requests for it
 (6 HEAD and 2 GET, counted on moto); one CPU's seconds of `judge`, measured there with botocore's share."""
 PLAN_SECONDS = 0.1 / PAGE * FILES
-"""Of a delta: a listing's page of 1,000 keys takes 0.1 s (`scanner.estimate.REQUEST_SECONDS`)."""
+"""Of a delta: a listing's page of 1,000 keys takes 0.1 s (`scanner.find.cost.REQUEST_SECONDS`)."""
 REPORTED = 5_000_000
 """Deltas that one report can surely hold: each takes 0.15 ms of its 15 minutes, as measured, and 393 bytes of disk."""
 

@@ -29,10 +29,11 @@ from bench.figures import Figure
 from bench.stock import stocked
 from bench.targets import held
 from bench.timing import Measure, in_turns
-from local.servers import Server, moto, rclone
-from scanner import session
-from shared.delta import DATABASE, SEGMENT_FILES
-from shared.verdict import Depth
+from devtools.stack.servers import Server, moto, rclone
+from scanner.commands.options import Options
+from scanner.commands.scan import scan
+from shared.model.delta import DATABASE, SEGMENT_FILES
+from shared.model.verdict import Depth
 
 KEYS = 10_000
 """Listed in the suite `listing`: pages of 1,000, five files a delta."""
@@ -137,14 +138,14 @@ class _Scan:
     """A measure: the seconds that a scan takes, from the command's call to its last line of ndjson."""
 
     def __init__(self, depth: Depth, place: str, server: Server) -> None:
-        self._options = session.Options(depth, "ndjson", _NOWHERE, _JOBS)
+        self._options = Options(depth, "ndjson", _NOWHERE, _JOBS)
         self._target = f"s3://{place}"
         self._server = server
         self._shares: list[tuple[float, float]] = []
 
     def __call__(self) -> float:
         own, foreign, started = time.process_time(), _processor_seconds(self._server.pid), time.perf_counter()
-        code = session.scan([self._target], self._options)
+        code = scan([self._target], self._options)
         took = time.perf_counter() - started
         shares = (time.process_time() - own) / took, (_processor_seconds(self._server.pid) - foreign) / took
         self._shares.append(shares)

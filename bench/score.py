@@ -9,7 +9,7 @@ from enum import StrEnum
 from typing import Any
 
 from bench.plan import Case
-from shared.judgement import MANIFEST_PROOFS
+from shared.check.judgement import MANIFEST_PROOFS
 
 
 class Outcome(StrEnum):

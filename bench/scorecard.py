@@ -22,7 +22,7 @@ from bench.bases import BASES
 from bench.checkers import OURS, RIVALS
 from bench.plan import SEEDS, Case, Group, cases
 from bench.score import Outcome, Result, Tally, tally
-from shared.scratch import scratch_folder, sweep_scratch
+from shared.storage.scratch import scratch_folder, sweep_scratch
 
 _WORKERS = 2
 _CHECKERS = (*OURS, *RIVALS)

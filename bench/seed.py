@@ -12,7 +12,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from local.tether import tether
+from devtools.stack.child import tether
 
 
 def main() -> None:

@@ -16,14 +16,14 @@ from dataclasses import asdict
 from importlib import metadata
 from pathlib import Path
 
-from local.deltas import DeltaRecipe
+from devtools.damage.deltas import DeltaRecipe
 
 _ROOT = Path(__file__).resolve().parent.parent
 _BUILD = """
 import json, sys
 from pathlib import Path
-from local.tether import tether
-from local.deltas import DeltaRecipe, build_delta
+from devtools.stack.child import tether
+from devtools.damage.deltas import DeltaRecipe, build_delta
 tether(int(sys.argv[1]))
 build_delta(Path(sys.argv[2]), DeltaRecipe(**json.loads(sys.argv[3])))
 """

@@ -13,12 +13,12 @@ from bench.rivals import bytes_and_integrity, chroma_in_child, warm_chroma
 from bench.stock import stocked
 from bench.targets import held
 from bench.timing import Measure, in_turns, steady, timed
-from shared.folder import FolderContent, list_folder
-from shared.inspection import examine
-from shared.judgement import judge_folder
-from shared.scratch import scratch_folder
-from shared.settings import Settings
-from shared.verdict import Depth, Status, status_of
+from shared.check.judgement import judge_folder
+from shared.inspection.examination import examine
+from shared.model.settings import Settings
+from shared.model.verdict import Depth, Status, status_of
+from shared.storage.folder import FolderContent, list_folder
+from shared.storage.scratch import scratch_folder
 
 _CHILD_ROUNDS = 11
 _ROUNDS = 11

@@ -17,8 +17,8 @@ from typing import Any
 import numpy as np
 
 from bench.children import Emit, Ended, forked, in_folder
-from local.deltas import CollectionContent, DeltaContent
-from shared.inspection.probe import opened
+from devtools.damage.deltas import CollectionContent, DeltaContent
+from shared.inspection.probe.program import opened
 
 _OPENS = 2
 _NEAREST = 10

@@ -30,13 +30,13 @@ from bench.healthy import HEALTHY
 from bench.plan import Case
 from bench.score import Outcome, Result
 from bench.truth import ask_chroma
-from local.damage import apply_damage
-from local.deltas import CollectionContent, DeltaContent, _client
-from shared.verdict import Depth, Status
+from devtools.damage.catalogue import apply_damage
+from devtools.damage.deltas import CollectionContent, DeltaContent, _client
+from shared.model.verdict import Depth, Status
 
 _BUILD_SECONDS = 120.0
 _PR_SET_PDEATHSIG = 1
-_WRITER_ROWS, _WRITER_DIMENSION = 2_000, 256  # of local.deltas.write_until_killed
+_WRITER_ROWS, _WRITER_DIMENSION = 2_000, 256  # of devtools.damage.deltas.write_until_killed
 
 
 def main() -> int:

@@ -6,14 +6,14 @@ import time
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from compaction import places
+from compaction import bucket_keys
 from compaction.merge import Merged, Plan, Source, merge
-from shared.chunk import Chunk
-from shared.delta import printable
-from shared.errors import TargetError
-from shared.scratch import sweep_scratch
-from shared.settings import Settings
-from shared.storage import Store, current_store
+from shared.model.chunk import Chunk
+from shared.model.delta import printable
+from shared.model.errors import TargetError
+from shared.model.settings import Settings
+from shared.storage.scratch import sweep_scratch
+from shared.storage.store import Store, current_store
 
 
 def process(
@@ -29,13 +29,13 @@ def process(
     started = time.perf_counter()
     settings = settings or Settings.from_environment()
     sweep_scratch()
-    bucket, batch_id = places.bucket(), places.batch_name(batch_id)
-    chunk_index = places.index(chunk_index, "chunk_index")
+    bucket, batch_id = bucket_keys.bucket(), bucket_keys.batch_name(batch_id)
+    chunk_index = bucket_keys.index(chunk_index, "chunk_index")
     chunk = Chunk.of(list(chunk_deltas))
     if not chunk.deltas:
         raise TargetError(f"chunk {chunk_index} of batch {batch_id} has no deltas: there is nothing to merge")
     plan = _plan(chunk, _grouped(deltas_by_collection), bucket, batch_id, chunk_index)
-    merged = merge(store or current_store(), plan, places.chunk(bucket, batch_id, chunk_index), settings)
+    merged = merge(store or current_store(), plan, bucket_keys.chunk(bucket, batch_id, chunk_index), settings)
     return _answer(merged, started)
 
 
@@ -66,11 +66,11 @@ def merge_group(
     started = time.perf_counter()
     settings = settings or Settings.from_environment()
     sweep_scratch()
-    bucket, batch_id = places.bucket(), places.batch_name(batch_id)
-    group_index = places.index(group_index, "group_index")
+    bucket, batch_id = bucket_keys.bucket(), bucket_keys.batch_name(batch_id)
+    group_index = bucket_keys.index(group_index, "group_index")
     sources = intermediates(intermediate_keys, bucket, batch_id)
     plan = Plan(sources, batch_id, None, {"batch_id": batch_id, "group_index": group_index})
-    merged = merge(store or current_store(), plan, places.group(bucket, batch_id, group_index), settings)
+    merged = merge(store or current_store(), plan, bucket_keys.group(bucket, batch_id, group_index), settings)
     return _answer(merged, started)
 
 
@@ -91,7 +91,7 @@ def intermediates(keys: Iterable[str], bucket: str, batch_id: str) -> tuple[Sour
     chunk = Chunk.of([{"delta_key": key} for key in keys])
     if not chunk.deltas:
         raise TargetError(f"batch {batch_id} has no intermediates: there is nothing to merge")
-    home = places.chunk(bucket, batch_id, 0).prefix.rpartition("chunk-")[0]
+    home = bucket_keys.chunk(bucket, batch_id, 0).prefix.rpartition("chunk-")[0]
     for delta in chunk.deltas:
         if not delta.delta_key.startswith(home):
             raise TargetError(f"{printable(delta.delta_key)!r} is no intermediate of batch {batch_id}: none of {home}")

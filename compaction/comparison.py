@@ -17,12 +17,12 @@ from typing import Any
 
 import numpy as np
 
-from compaction.failure import MergeDiffers
-from shared.delta import DeltaLocation
-from shared.errors import CouldNotCheck
-from shared.inspection.agreement import same, same_vectors
-from shared.inspection.sample import ChromaRefused, Embedding, Sample, read_sample
+from compaction.errors import MergeDiffers
+from shared.inspection.probe.agreement import same, same_vectors
+from shared.inspection.probe.sample import ChromaRefused, Embedding, Sample, read_sample
 from shared.inspection.values import shown, some
+from shared.model.delta import DeltaLocation
+from shared.model.errors import CouldNotCheck
 
 _OF_EACH, _IN_ALL = 20, 1000
 _DISTANCE_DIGITS = 1e-2  # another distance differs by far more

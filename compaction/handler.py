@@ -17,13 +17,13 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from compaction import places, process_chunk_deltas
+from compaction import bucket_keys, process_chunk_deltas
 from compaction.chunk import merge_group
 from compaction.snapshot import final_merge
-from shared.chunk import MAX_CHUNK_BYTES, Chunk, chunk_at, chunks_in
-from shared.delta import printable
-from shared.errors import TargetError
-from shared.storage import current_store
+from shared.model.chunk import MAX_CHUNK_BYTES, Chunk, chunk_at, chunks_in
+from shared.model.delta import printable
+from shared.model.errors import TargetError
+from shared.storage.store import current_store
 
 _MOST_CHUNKS = 1000  # of one invocation
 
@@ -62,14 +62,14 @@ def handler(event: object, _context: Any) -> dict[str, Any]:
 
 
 def _process_chunk(event: Mapping[str, Any]) -> dict[str, Any]:
-    batch_id = places.batch_name(event.get("batch_id"))
+    batch_id = bucket_keys.batch_name(event.get("batch_id"))
     indices = event.get("chunk_indices")
     if indices is None:
-        chunk_index = places.index(event.get("chunk_index"), "chunk_index")
+        chunk_index = bucket_keys.index(event.get("chunk_index"), "chunk_index")
         return _one_chunk(batch_id, chunk_index, _chunk(event, chunk_index))
     if not isinstance(indices, list) or not indices or len(indices) > _MOST_CHUNKS:
         raise InvalidRequest(f"chunk_indices must be a list of 1 to {_MOST_CHUNKS} numbers")
-    indices = [places.index(value, "chunk_indices") for value in indices]
+    indices = [bucket_keys.index(value, "chunk_indices") for value in indices]
     if len(set(indices)) != len(indices):
         raise InvalidRequest("chunk_indices names a chunk twice")
     stored = _stored_chunks(event)
@@ -112,7 +112,7 @@ def _chunk(event: Mapping[str, Any], chunk_index: int) -> Chunk:
 
 def _stored_chunks(event: Mapping[str, Any]) -> list[Any]:
     key = event.get("chunks_s3_key")
-    bucket = event.get("chunks_s3_bucket") or places.bucket()
+    bucket = event.get("chunks_s3_bucket") or bucket_keys.bucket()
     if not isinstance(key, str) or not key or not isinstance(bucket, str):
         raise InvalidRequest(
             "chunks_s3_key must be the key of a chunks file, in chunks_s3_bucket or else in the bucket"
@@ -121,8 +121,8 @@ def _stored_chunks(event: Mapping[str, Any]) -> list[Any]:
 
 
 def _merge_chunk_group(event: Mapping[str, Any]) -> dict[str, Any]:
-    batch_id = places.batch_name(event.get("batch_id"))
-    group_index = places.index(event.get("group_index"), "group_index")
+    batch_id = bucket_keys.batch_name(event.get("batch_id"))
+    group_index = bucket_keys.index(event.get("group_index"), "group_index")
     keys = _intermediate_keys(event)
     facts: dict[str, Any] = {"batch_id": batch_id, "group_index": group_index}
     if not keys:
@@ -131,7 +131,7 @@ def _merge_chunk_group(event: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _final_merge(event: Mapping[str, Any]) -> dict[str, Any]:
-    batch_id = places.batch_name(event.get("batch_id"))
+    batch_id = bucket_keys.batch_name(event.get("batch_id"))
     keys = _intermediate_keys(event)
     if not keys:
         return {"status": "skipped", "batch_id": batch_id, "snapshot_key": None, "embeddings_processed": 0}

@@ -21,9 +21,9 @@ from typing import Literal
 
 from pydantic import AwareDatetime, BaseModel, ConfigDict, ValidationError
 
-from shared.errors import DeltaguardError, ObjectChanged, ObjectGone, StorageError
-from shared.storage import Store
-from shared.telemetry import logger
+from shared.aws.telemetry import logger
+from shared.model.errors import DeltaguardError, ObjectChanged, ObjectGone, StorageError
+from shared.storage.store import Store
 
 SECONDS = 120.0
 """How long a lock lasts that is not renewed, as when its holder was killed."""

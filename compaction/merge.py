@@ -8,25 +8,25 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from compaction.checkout import Checkout
 from compaction.comparison import Choice, Comparison
-from compaction.failure import MergeOvertaken, failing_as
-from compaction.guard import GuardedStore
+from compaction.compatibility import SettledCollection, Settlement
+from compaction.download import Checkout
+from compaction.errors import MergeOvertaken, failing_as
+from compaction.guarded_store import GuardedStore
 from compaction.receipt import Claim, Found, Receipt, SourceRecord, read_receipt
-from compaction.settlement import SettledCollection, Settlement
-from compaction.target import CollectionPlan, opened_target
+from compaction.writer import CollectionPlan, opened_target
 from scanner.gate import ChunkRejected, precheck
-from shared.chunk import Chunk, ChunkDelta
-from shared.delta import MANIFEST, DeltaLocation
-from shared.errors import ObjectChanged, TargetError
-from shared.inspection import chroma
-from shared.inspection.contents import opened_delta
-from shared.scratch import scratch_folder
-from shared.settings import Settings
-from shared.storage import Store
-from shared.telemetry import count, logger, traced
+from shared.aws.telemetry import count, logger, traced
+from shared.inspection.chroma.contents import opened_delta
+from shared.inspection.probe import chroma
+from shared.model.chunk import Chunk, ChunkDelta
+from shared.model.delta import MANIFEST, DeltaLocation
+from shared.model.errors import ObjectChanged, TargetError
+from shared.model.settings import Settings
+from shared.model.verdict import Verdict
+from shared.storage.scratch import scratch_folder
+from shared.storage.store import Store
 from shared.upload import place_delta
-from shared.verdict import Verdict
 
 COMPONENT = "compaction"
 _ROWS = 250  # in one upsert; Chroma turns every number of them into an object of Python, 12 MB for these
@@ -58,7 +58,7 @@ class Plan:
         chunk_index: The chunk that they are, in that batch; None when they are intermediates.
         metadata: What is written into the metadata of each collection.
         orders: Another order for the collections named here.
-        indexed: Whether the index is built (see `compaction.target`).
+        indexed: Whether the index is built (see `compaction.writer`).
     """
 
     sources: tuple[Source, ...]

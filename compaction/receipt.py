@@ -13,11 +13,11 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from compaction.failure import MergeOvertaken
-from shared.delta import DeltaLocation
-from shared.errors import ObjectGone, StorageError
-from shared.storage import Store
-from shared.telemetry import logger
+from compaction.errors import MergeOvertaken
+from shared.aws.telemetry import logger
+from shared.model.delta import DeltaLocation
+from shared.model.errors import ObjectGone, StorageError
+from shared.storage.store import Store
 
 RECEIPT = ".receipt.json"
 """How the key of a receipt ends."""

@@ -14,17 +14,17 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationError
 
-from compaction import places
+from compaction import bucket_keys
 from compaction.chunk import intermediates
 from compaction.lock import LockLost, held_lock
 from compaction.merge import Merged, Plan, merge
 from compaction.receipt import RECEIPT
-from shared.delta import DeltaLocation
-from shared.errors import ObjectGone, StorageError
-from shared.scratch import sweep_scratch
-from shared.settings import Settings
-from shared.storage import Store, current_store
-from shared.telemetry import logger
+from shared.aws.telemetry import logger
+from shared.model.delta import DeltaLocation
+from shared.model.errors import ObjectGone, StorageError
+from shared.model.settings import Settings
+from shared.storage.scratch import sweep_scratch
+from shared.storage.store import Store, current_store
 
 _MAX_BYTES = 64 * 1024
 _HOLDER = 16  # characters of a holder's id in a key
@@ -81,14 +81,14 @@ def final_merge(
     settings = settings or Settings.from_environment()
     sweep_scratch()
     store = store or current_store()
-    bucket, batch_id = places.bucket(), places.batch_name(batch_id)
+    bucket, batch_id = bucket_keys.bucket(), bucket_keys.batch_name(batch_id)
     sources = intermediates(intermediate_keys, bucket, batch_id)
     plan = Plan(sources, batch_id, None, {"batch_id": batch_id}, indexed=True)
-    with held_lock(store, bucket, places.lock(), f"final merge of batch {batch_id}") as lock:
+    with held_lock(store, bucket, bucket_keys.lock(), f"final merge of batch {batch_id}") as lock:
         before = _latest(store, bucket)
         digest = _digest(store, plan)
-        destination = places.snapshot(bucket, batch_id, digest, lock.holder[:_HOLDER])
-        earlier = _finished_snapshots(store, bucket, places.versions(batch_id, digest), before)
+        destination = bucket_keys.snapshot(bucket, batch_id, digest, lock.holder[:_HOLDER])
+        earlier = _finished_snapshots(store, bucket, bucket_keys.versions(batch_id, digest), before)
         merged = merge(store, plan, destination, settings, earlier=earlier, check=lock.check_if_due)
         lock.check()
         _publish(store, bucket, batch_id, merged, before)
@@ -96,7 +96,7 @@ def final_merge(
         "snapshot_key": merged.location.prefix,
         "embeddings_processed": merged.embeddings,
         "processing_time": round(time.perf_counter() - started, 3),
-        "latest_key": places.latest(),
+        "latest_key": bucket_keys.latest(),
     }
 
 
@@ -131,7 +131,7 @@ def _latest(store: Store, bucket: str) -> _Found | None:
     Raises:
         StorageError: It cannot be read.
     """
-    key = places.latest()
+    key = bucket_keys.latest()
     try:
         etag = store.head(bucket, key).etag
         return _Found(Pointer.model_validate_json(store.read(bucket, key, _MAX_BYTES, etag)), etag)
@@ -150,7 +150,7 @@ def _is_latest(store: Store, bucket: str, pointer: Pointer) -> bool:
 
 def _publish(store: Store, bucket: str, batch_id: str, merged: Merged, before: _Found | None) -> None:
     """Moves the pointer, provided that nobody else has moved it since it was read."""
-    key = places.latest()
+    key = bucket_keys.latest()
     if before is not None and before.pointer.snapshot_key == merged.location.prefix:
         return  # a repeated call: it points there already
     pointer = Pointer(

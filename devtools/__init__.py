@@ -1,1 +1,1 @@
-"""Tools for who works on Deltaguard; nothing here is shipped."""
+"""Tools around the product: the demo, the stack on one machine, real damage, and generators."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import StrEnum
 
-from shared.verdict import Status, Verdict
+from shared.model.verdict import Status, Verdict
 
 
 class Action(StrEnum):

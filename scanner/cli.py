@@ -13,10 +13,10 @@ from typing import Any
 import click
 from click.core import ParameterSource
 
+from scanner.find.selection import moment, seconds, subset
 from scanner.program import LaterCommand, Program
-from scanner.scan import MAX_JOBS
-from scanner.selection import moment, seconds, subset
-from shared.verdict import RULES, Depth
+from scanner.run.workers import MAX_JOBS
+from shared.model.verdict import RULES, Depth
 
 _EXIT_STATUS = """\b
 Exit status:
@@ -28,35 +28,35 @@ Exit status:
 """
 
 _LATER = {
-    "inspect": ("scanner.closeup:inspect", "Draw one delta, and where its damage sits.", "deltaguard"),
-    "gate": ("scanner.admission:gate", "Tell whether a chunk may be merged, and what to do if not.", "deltaguard"),
+    "inspect": ("scanner.commands.inspect:inspect", "Draw one delta, and where its damage sits.", "deltaguard"),
+    "gate": ("scanner.commands.gate:gate", "Tell whether a chunk may be merged, and what to do if not.", "deltaguard"),
     "quarantine": (
-        "scanner.quarantine:quarantine",
+        "scanner.commands.quarantine:quarantine",
         "List, show, restore and purge what lies in quarantine.",
         "deltaguard",
     ),
     "policy": (
-        "scanner.policy:policy",
+        "scanner.commands.policy:policy",
         "Print the access policies of the bucket and of each role.",
         "deltaguard",
     ),
     "upload": (
-        "scanner.upload:upload",
+        "scanner.commands.upload:upload",
         "Upload a closed Chroma directory as a delta, whole or not at all.",
         "deltaguard",
     ),
     "demo": (
-        "local.demo:demo",
+        "devtools.demo.demo:demo",
         "Watch broken deltas being caught, quarantined and refused, on this machine.",
         "deltaguard[demo]",
     ),
     "salvage": (
-        "scanner.salvage:salvage",
+        "scanner.commands.salvage:salvage",
         "Build a healthy delta anew from what a corrupt one still proves.",
         "deltaguard[chroma]",
     ),
     "reproduce": (
-        "local.incident:reproduce",
+        "devtools.demo.incident:reproduce",
         "Have the chunk-40 incident happen on this machine, as it was and as it is now.",
         "deltaguard[demo]",
     ),
@@ -209,9 +209,10 @@ def check(ctx: click.Context, /, targets: tuple[str, ...], **options: Any) -> No
     A TARGET is s3://bucket/prefix or a local folder, and is one delta. To find the deltas below a prefix, use `scan`.
     """
     _require_sense(options)
-    from scanner import session  # noqa: PLC0415 - half a second that neither help nor usage errors should wait for
+    from scanner.commands.check import check as run_check  # noqa: PLC0415 - half a second that neither help nor usage errors should wait for
+    from scanner.commands.options import Options  # noqa: PLC0415 - half a second that neither help nor usage errors should wait for
 
-    ctx.exit(session.check(targets, session.Options(**options)))
+    ctx.exit(run_check(targets, Options(**options)))
 
 
 @cli.command(epilog=_EXIT_STATUS)
@@ -249,12 +250,13 @@ def scan(ctx: click.Context, /, targets: tuple[str, ...], **options: Any) -> Non
     _require_sense(options)
     if options.pop("remote"):
         _require_possible_far_away(ctx)
-        from scanner import watch  # noqa: PLC0415 - as in `check`
+        from scanner.fleet import remote  # noqa: PLC0415 - as in `check`
 
-        ctx.exit(watch.scan(targets, options["depth"], options["format"], options["output"]))
-    from scanner import session  # noqa: PLC0415 - as in `check`
+        ctx.exit(remote.scan(targets, options["depth"], options["format"], options["output"]))
+    from scanner.commands.options import Options  # noqa: PLC0415 - as in `check`
+    from scanner.commands.scan import scan as run_scan  # noqa: PLC0415 - as in `check`
 
-    ctx.exit(session.scan(targets, session.Options(**options)))
+    ctx.exit(run_scan(targets, Options(**options)))
 
 
 @cli.command()
@@ -273,9 +275,10 @@ def estimate(ctx: click.Context, /, targets: tuple[str, ...], **options: Any) ->
 
     It lists the TARGETs as `scan` does, once, and reads no object.
     """
-    from scanner import session  # noqa: PLC0415 - as in `check`
+    from scanner.commands.estimate import estimate as run_estimate  # noqa: PLC0415 - as in `check`
+    from scanner.commands.options import Options  # noqa: PLC0415 - as in `check`
 
-    ctx.exit(session.estimate(targets, session.Options(**options)))
+    ctx.exit(run_estimate(targets, Options(**options)))
 
 
 def main() -> None:

@@ -9,17 +9,17 @@ from dataclasses import replace
 from typing import Any
 
 from scanner.advice import advice_on
-from shared import notices
-from shared.chunk import Chunk, ChunkDelta
-from shared.delta import DeltaLocation, Listing, printable
-from shared.errors import DeltaguardError, MessagingError, StorageError
-from shared.judgement import judge_stored
-from shared.messaging import current_messaging
-from shared.quarantine_record import latest_record
-from shared.settings import Settings
-from shared.storage import Store, current_store
-from shared.telemetry import count, logger
-from shared.verdict import Depth, Finding, Status, Verdict
+from shared.aws import events
+from shared.aws.messaging import current_messaging
+from shared.aws.telemetry import count, logger
+from shared.check.judgement import judge_stored
+from shared.model.chunk import Chunk, ChunkDelta
+from shared.model.delta import DeltaLocation, Listing, printable
+from shared.model.errors import DeltaguardError, MessagingError, StorageError
+from shared.model.settings import Settings
+from shared.model.verdict import Depth, Finding, Status, Verdict
+from shared.quarantine.record import latest_record
+from shared.storage.store import Store, current_store
 
 JOBS = 16
 """Deltas judged at once, when nobody says otherwise: with tags, a chunk of 100 then takes 13 round trips in a row."""
@@ -73,7 +73,7 @@ def precheck(
 
     Args:
         bucket: Where the deltas lie.
-        deltas: A chunk, or its deltas: mappings as `shared.chunk.ChunkDelta` has them, or keys alone.
+        deltas: A chunk, or its deltas: mappings as `shared.model.chunk.ChunkDelta` has them, or keys alone.
         depth: How far to go where no tag answers.
         store: By default the environment's.
         settings: By default the environment's.
@@ -131,9 +131,9 @@ def _tell(error: ChunkRejected, chunk: Chunk, settings: Settings) -> None:
     """Whoever wants to know of a refused chunk is told here, and nowhere else. The refusal stands without, too."""
     count(_COMPONENT, settings.stage, "ChunksRejected")
     logger.error("Chunk rejected", extra={"reason": str(error), **error.as_json()})
-    notice = notices.ChunkRejected.of(error.rejected, error.total, chunk.batch_id, chunk.chunk_index)
+    notice = events.ChunkRejected.of(error.rejected, error.total, chunk.batch_id, chunk.chunk_index)
     try:
-        notices.send(current_messaging(), settings, notice)
+        events.send(current_messaging(), settings, notice)
     except MessagingError as fault:
         logger.warning("Nobody was told of the rejected chunk", extra={"reason": str(fault)})
 

@@ -11,20 +11,20 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from scanner.discovery import FoundDelta
-from scanner.fleet import operate, seconds_left, stored_root
-from scanner.judge import Judge
-from scanner.removal import Brake, action_of, remove_all
-from scanner.scan import MAX_JOBS, Tally, default_jobs, judge_all, require_witness
-from scanner.targets import StoredRoot, deltas_below, require_bucket
-from shared.delta import DeltaLocation, parse_s3_uri
-from shared.errors import CouldNotCheck, TargetError
-from shared.judgement import Judgement
-from shared.quarantine_record import is_quarantined
-from shared.scratch import scratch_folder, sweep_scratch
-from shared.settings import Act, Settings
-from shared.telemetry import logger, traced
-from shared.verdict import Depth, Status
+from scanner.find.discovery import FoundDelta
+from scanner.find.targets import StoredRoot, deltas_below, require_bucket
+from scanner.fleet.steps import operate, seconds_left, stored_root
+from scanner.run.actions import Brake, action_of, remove_all
+from scanner.run.checker import Judge
+from scanner.run.workers import MAX_JOBS, Tally, default_jobs, judge_all, require_witness
+from shared.aws.telemetry import logger, traced
+from shared.check.judgement import Judgement
+from shared.model.delta import DeltaLocation, parse_s3_uri
+from shared.model.errors import CouldNotCheck, TargetError
+from shared.model.settings import Act, Settings
+from shared.model.verdict import Depth, Status
+from shared.quarantine.record import is_quarantined
+from shared.storage.scratch import scratch_folder, sweep_scratch
 
 _RESERVE_SECONDS = 30.0  # for the checks that still run, and for writing the results
 
@@ -57,7 +57,7 @@ def handler(event: object, context: Any) -> dict[str, Any]:
     """Finds the deltas at and below the targets and judges them, as `deltaguard scan` does.
 
     Args:
-        event: A `ScanRequest`, or with an `operation` one step of a fleet scan (`scanner.fleet.operate`).
+        event: A `ScanRequest`, or with an `operation` one step of a fleet scan (`scanner.fleet.steps.operate`).
         context: Lambda's; its remaining time bounds the work. None counts as unbounded.
 
     Returns:

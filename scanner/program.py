@@ -7,8 +7,8 @@ from typing import Any, NoReturn
 
 import click
 
-from shared.delta import printable
-from shared.errors import CouldNotCheck, SettingsError, TargetError
+from shared.model.delta import printable
+from shared.model.errors import CouldNotCheck, SettingsError, TargetError
 
 _USAGE, _NOT_CHECKED, _INTERRUPTED, _BROKEN_PIPE = 2, 3, 130, 141  # the last two: 128 and the number of the signal
 _LONGEST_MESSAGE = 2000

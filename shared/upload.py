@@ -14,15 +14,15 @@ from typing import Any
 import stamina
 from awscrt.checksums import crc64nvme
 
-from shared.delta import DATABASE, MANIFEST, DeltaFile, DeltaLocation, Listing, StoredObject, is_chroma_file
-from shared.errors import CouldNotCheck, ObjectChanged, ObjectGone, StorageError, TargetError, UploadFailed
-from shared.folder import checksum_of
-from shared.judgement import Judgement, judge_folder, judge_stored
-from shared.manifest import MAX_MANIFEST_BYTES, Manifest, ManifestCollection, ManifestFile, encode_checksum
-from shared.settings import Settings
-from shared.storage import Store, current_store
-from shared.telemetry import UNKNOWN_COLLECTION, count_verdict, logger
-from shared.verdict import Depth, Status
+from shared.aws.telemetry import UNKNOWN_COLLECTION, count_verdict, logger
+from shared.check.judgement import Judgement, judge_folder, judge_stored
+from shared.model.delta import DATABASE, MANIFEST, DeltaFile, DeltaLocation, Listing, StoredObject, is_chroma_file
+from shared.model.errors import CouldNotCheck, ObjectChanged, ObjectGone, StorageError, TargetError, UploadFailed
+from shared.model.manifest import MAX_MANIFEST_BYTES, Manifest, ManifestCollection, ManifestFile, encode_checksum
+from shared.model.settings import Settings
+from shared.model.verdict import Depth, Status
+from shared.storage.folder import checksum_of
+from shared.storage.store import Store, current_store
 
 ATTEMPTS = 3
 _READS = 2  # of bytes that seem to be others: a read may go wrong

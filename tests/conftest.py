@@ -14,16 +14,16 @@ from pathlib import Path
 
 import pytest
 
-from local.deltas import DeltaRecipe, build_delta
-from local.stack import LocalStack, addresses
-from shared import telemetry
-from shared.client import s3_client
-from shared.delta import DeltaLocation
-from shared.inspection import chroma
-from shared.inspection.chroma import Outcome
-from shared.settings import Settings
-from shared.storage import Store, current_store
-from shared.verdict import Finding
+from devtools.damage.deltas import DeltaRecipe, build_delta
+from devtools.stack.stack import LocalStack, addresses
+from shared.aws import telemetry
+from shared.inspection.probe import chroma
+from shared.inspection.probe.chroma import Outcome
+from shared.model.delta import DeltaLocation
+from shared.model.settings import Settings
+from shared.model.verdict import Finding
+from shared.storage.client import s3_client
+from shared.storage.store import Store, current_store
 
 PutDelta = Callable[[Path, str], DeltaLocation]
 CopyOf = Callable[[Path], Path]

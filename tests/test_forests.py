@@ -27,15 +27,15 @@ from hypothesis import strategies as st
 
 import scanner.handler
 import validator.handler
-from local.stack import InvocationContext, environment
+from devtools.stack.stack import InvocationContext, environment
 from scanner.cli import cli
-from shared.delta import DATABASE, MANIFEST, DeltaLocation
-from shared.errors import StorageError
-from shared.holding import held_below
-from shared.quarantine import held_name
-from shared.settings import Settings
-from shared.storage import current_store
-from tests.uploads import files_of, in_queue, manifest_of, s3_event
+from shared.model.delta import DATABASE, MANIFEST, DeltaLocation
+from shared.model.errors import StorageError
+from shared.model.settings import Settings
+from shared.quarantine.move import held_name
+from shared.quarantine.restore import held_below
+from shared.storage.store import current_store
+from tests.support.uploads import files_of, in_queue, manifest_of, s3_event
 
 Files = dict[str, bytes]
 Path_ = tuple[str, ...]

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from tests.fuzz import TARGETS, Corpus, Target, fuzz, main
+from tests.support.fuzz import TARGETS, Corpus, Target, fuzz, main
 
 INPUTS = 300
 
@@ -39,7 +39,7 @@ def test_a_broken_promise_is_reported_with_the_way_to_make_it_again(
     def crash(data: bytes) -> None:
         raise KeyError(len(data))
 
-    monkeypatch.setattr("tests.fuzz.idmap.parse", crash)
+    monkeypatch.setattr("tests.support.fuzz.idmap.parse", crash)
     assert main(["--inputs", "5", "--seed", "7", "--only", "idmap"]) == 1
     told = capsys.readouterr().out
     assert "KeyError" in told

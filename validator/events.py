@@ -12,8 +12,8 @@ from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import unquote_plus
 
-from shared.delta import DeltaLocation, delta_prefix_of
-from shared.errors import DeltaguardError
+from shared.model.delta import DeltaLocation, delta_prefix_of
+from shared.model.errors import DeltaguardError
 
 _CREATED = "ObjectCreated"
 _CREATED_DETAIL = "Object Created"

@@ -9,16 +9,16 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
-from shared.deadline import UNLIMITED, Deadline, side_by_side
-from shared.delta import DeltaLocation
-from shared.errors import CouldNotCheck, DeltaguardError, StorageError
-from shared.judgement import Judgement, judge_stored, known_answer
-from shared.messaging import Messaging, current_messaging
-from shared.quarantine_record import is_quarantined
-from shared.scratch import sweep_scratch
-from shared.settings import Settings
-from shared.storage import Store, current_store
-from shared.telemetry import logger, traced
+from shared.aws.messaging import Messaging, current_messaging
+from shared.aws.telemetry import logger, traced
+from shared.check.judgement import Judgement, judge_stored, known_answer
+from shared.model.deadline import UNLIMITED, Deadline, side_by_side
+from shared.model.delta import DeltaLocation
+from shared.model.errors import CouldNotCheck, DeltaguardError, StorageError
+from shared.model.settings import Settings
+from shared.quarantine.record import is_quarantined
+from shared.storage.scratch import sweep_scratch
+from shared.storage.store import Store, current_store
 from validator.events import Message, read_event
 from validator.redelivery import next_look, put_off, seconds_until
 from validator.response import respond

@@ -11,9 +11,9 @@ import math
 from collections.abc import Iterable
 from datetime import datetime, timedelta
 
-from shared.errors import MessagingError
-from shared.messaging import MOST_HIDDEN_SECONDS, Messaging
-from shared.telemetry import logger
+from shared.aws.messaging import MOST_HIDDEN_SECONDS, Messaging
+from shared.aws.telemetry import logger
+from shared.model.errors import MessagingError
 from validator.events import Receipt
 
 FIRST_PAUSE_SECONDS = 30.0

@@ -8,19 +8,19 @@ from __future__ import annotations
 
 from typing import Any
 
-from shared.delta import DeltaLocation
-from shared.errors import MessagingError
-from shared.findings import Weight
-from shared.judgement import Judgement
-from shared.messaging import Messaging
-from shared.notices import DeltaCorrupt, DeltaUndetermined, DeltaValidated, send
-from shared.outbox import tell_of_quarantine
-from shared.put_back import return_swallowed
-from shared.removal import remove
-from shared.settings import Settings
-from shared.storage import Store
-from shared.telemetry import UNKNOWN_COLLECTION, count_verdict, logger, traced
-from shared.verdict import Status, Verdict
+from shared.aws.events import DeltaCorrupt, DeltaUndetermined, DeltaValidated, send
+from shared.aws.messaging import Messaging
+from shared.aws.telemetry import UNKNOWN_COLLECTION, count_verdict, logger, traced
+from shared.check.judgement import Judgement
+from shared.model.delta import DeltaLocation
+from shared.model.errors import MessagingError
+from shared.model.findings import Weight
+from shared.model.settings import Settings
+from shared.model.verdict import Status, Verdict
+from shared.quarantine.action import remove
+from shared.quarantine.outbox import tell_of_quarantine
+from shared.quarantine.put_back import return_swallowed
+from shared.storage.store import Store
 from validator.tagging import keep_verdict, untag_unjudged
 
 COMPONENT = "validator"

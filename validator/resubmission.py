@@ -9,13 +9,13 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from shared.errors import CouldNotCheck, MessagingError, TargetError
-from shared.messaging import Messaging, current_messaging
-from shared.notices import ResubmitRequest
-from shared.resubmit import resubmit
-from shared.settings import Settings
-from shared.storage import Store, current_store
-from shared.telemetry import logger, traced
+from shared.aws.events import ResubmitRequest
+from shared.aws.messaging import Messaging, current_messaging
+from shared.aws.telemetry import logger, traced
+from shared.model.errors import CouldNotCheck, MessagingError, TargetError
+from shared.model.settings import Settings
+from shared.resubmission import resubmit
+from shared.storage.store import Store, current_store
 from validator.events import EventError, Receipt, receipt_of
 from validator.redelivery import pause_after, put_off
 

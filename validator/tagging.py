@@ -11,15 +11,15 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
-from shared.delta import DATABASE, DeltaLocation
-from shared.errors import ObjectGone, StorageError
-from shared.judgement import Judgement
-from shared.notices import DeltaValidated
-from shared.settings import Settings
-from shared.storage import Store
-from shared.tags import has_verdict, healthy_depth, verdict_fingerprint, with_verdict, without_verdict
-from shared.telemetry import logger
-from shared.verdict import Status
+from shared.aws.events import DeltaValidated
+from shared.aws.telemetry import logger
+from shared.check.judgement import Judgement
+from shared.model.delta import DATABASE, DeltaLocation
+from shared.model.errors import ObjectGone, StorageError
+from shared.model.settings import Settings
+from shared.model.tags import has_verdict, healthy_depth, verdict_fingerprint, with_verdict, without_verdict
+from shared.model.verdict import Status
+from shared.storage.store import Store
 
 VERDICTS = ".verdicts"
 """Name, below the quarantine prefix, of the folder where it is noted that somebody was told of a delta without tags."""

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from contextlib import closing
 from pathlib import Path
 
-from shared.delta import DATABASE
+from shared.model.delta import DATABASE
 
 Maintain = Callable[[sqlite3.Connection], None]
 

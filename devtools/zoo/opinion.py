@@ -13,11 +13,11 @@ from numpy.typing import NDArray
 
 from devtools.zoo.history import DEFAULT
 from devtools.zoo.truth import Answer
-from shared.errors import DeltaguardError
-from shared.inspection.contents import OpenDelta, Records, opened_delta
-from shared.judgement import judge_folder
-from shared.settings import Settings
-from shared.verdict import Depth, Status
+from shared.check.judgement import judge_folder
+from shared.inspection.chroma.contents import OpenDelta, Records, opened_delta
+from shared.model.errors import DeltaguardError
+from shared.model.settings import Settings
+from shared.model.verdict import Depth, Status
 
 _PROBE_SECONDS = 900.0
 _ROUNDED = 2.0**-22  # of a vector's length

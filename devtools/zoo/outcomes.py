@@ -18,7 +18,7 @@ from devtools.zoo.opinion import Opinion, opinion
 from devtools.zoo.runner import Writers
 from devtools.zoo.specimens import Specimen, specimen
 from devtools.zoo.truth import Reader
-from shared.verdict import Depth, Status
+from shared.model.verdict import Depth, Status
 
 _UNSETTLED = ("layout.journal_unsettled",)
 

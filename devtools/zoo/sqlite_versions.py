@@ -19,9 +19,9 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from shared.judgement import judge_folder
-from shared.settings import Settings
-from shared.verdict import Depth
+from shared.check.judgement import judge_folder
+from shared.model.settings import Settings
+from shared.model.verdict import Depth
 
 
 def verdicts(folders: Sequence[Path]) -> dict[str, Any]:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from shared.delta import DATABASE, JOURNALS, Listing, printable, segment_of
-from shared.verdict import Finding
+from shared.model.delta import DATABASE, JOURNALS, Listing, printable, segment_of
+from shared.model.verdict import Finding
 
 _LOGS = tuple(name for name in JOURNALS if not name.endswith("-shm"))  # shared memory holds nothing
 _JOURNAL_MAGIC = bytes.fromhex("d9d505f920a163d7")

@@ -13,8 +13,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from shared.deadline import UNLIMITED, Deadline
-from shared.errors import CouldNotCheck
+from shared.model.deadline import UNLIMITED, Deadline
+from shared.model.errors import CouldNotCheck
 
 _MEMORY_BYTES = 112 * 1024 * 1024  # besides as much as the largest file has
 _SECONDS = 4.0

@@ -6,7 +6,7 @@ import re
 from collections.abc import Set
 from typing import Any
 
-from shared.delta import printable
+from shared.model.delta import printable
 
 _NOT_UTF8 = re.compile("[\udc80-\udcff]")
 _SHOWN = 3

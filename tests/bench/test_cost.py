@@ -16,7 +16,7 @@ import bench.__main__ as program
 from bench import rivals, stock
 from bench.figures import Figure, Target
 from bench.targets import TARGETS, held, unmeasured
-from local.deltas import DeltaRecipe, build_delta
+from devtools.damage.deltas import DeltaRecipe, build_delta
 
 _ROOT = Path(__file__).resolve().parents[2]
 _EMBEDDINGS = 12

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from bench import load
-from local.stack import LocalStack
+from devtools.stack.stack import LocalStack
 
 
 @pytest.mark.slow

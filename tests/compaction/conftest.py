@@ -16,8 +16,8 @@ import numpy as np
 import pytest
 import stamina
 
-from local.deltas import DeltaRecipe, build_delta
-from shared.inspection.contents import opened_delta
+from devtools.damage.deltas import DeltaRecipe, build_delta
+from shared.inspection.chroma.contents import opened_delta
 from shared.upload import upload_delta
 
 Deltas = list[dict[str, Any]]

@@ -17,22 +17,22 @@ import pytest
 import compaction
 from compaction import merge as merge_module
 from compaction.chunk import process
-from compaction.failure import MergeFailed
-from local.damage import apply_damage
-from local.deltas import DeltaRecipe, build_delta
-from local.stack import NOTICES, LocalStack
+from compaction.errors import MergeFailed
+from devtools.damage.catalogue import apply_damage
+from devtools.damage.deltas import DeltaRecipe, build_delta
+from devtools.stack.stack import NOTICES, LocalStack
 from scanner.gate import ChunkRejected
-from shared.delta import MANIFEST, DeltaLocation
-from shared.errors import SettingsError, TargetError, UploadFailed
-from shared.judgement import judge_stored
-from shared.settings import Settings
-from shared.storage import Store
+from shared.check.judgement import judge_stored
+from shared.model.delta import MANIFEST, DeltaLocation
+from shared.model.errors import SettingsError, TargetError, UploadFailed
+from shared.model.settings import Settings
+from shared.model.verdict import Depth, Status
+from shared.storage.store import Store
 from shared.upload import upload_delta
-from shared.verdict import Depth, Status
-from tests import faults
 from tests.compaction.conftest import Deltas, rows_of, upserted, vectors
-from tests.crash import killed_at
 from tests.samples import SAMPLES
+from tests.support import faults
+from tests.support.crash import killed_at
 
 KEY = "intermediate/batch-1/chunk-0/"
 Stored = Callable[[str], dict[str, dict[str, Any]]]
@@ -298,7 +298,7 @@ def test_a_panic_of_chroma_fails_the_chunk_and_names_the_delta(
     def panic(*_: Any) -> None:
         raise PanicException("index out of bounds")
 
-    monkeypatch.setattr("compaction.target.Target.upsert", panic)
+    monkeypatch.setattr("compaction.writer.Target.upsert", panic)
     with pytest.raises(MergeFailed, match="d0/: not merged, and nothing with it: PanicException"):
         run(chunk)
     assert objects("intermediate/") == set()

@@ -16,17 +16,17 @@ from compaction import comparison
 from compaction import merge as merge_module
 from compaction.chunk import merge_group, process
 from compaction.comparison import Choice
-from compaction.failure import MergeDiffers, MergeFailed
+from compaction.errors import MergeDiffers, MergeFailed
 from compaction.snapshot import final_merge
-from local.deltas import DeltaRecipe, _client, build_delta
-from shared.client import s3_client
-from shared.delta import DATABASE, DeltaLocation
-from shared.errors import CouldNotCheck
-from shared.inspection import index_settings, sysdb
-from shared.inspection.contents import OpenDelta, Records, StoredCollection
-from shared.inspection.index_settings import IndexSettings
-from shared.inspection.sample import read_sample
-from shared.storage import Store
+from devtools.damage.deltas import DeltaRecipe, _client, build_delta
+from shared.inspection.chroma import index_settings, sysdb
+from shared.inspection.chroma.contents import OpenDelta, Records, StoredCollection
+from shared.inspection.chroma.index_settings import IndexSettings
+from shared.inspection.probe.sample import read_sample
+from shared.model.delta import DATABASE, DeltaLocation
+from shared.model.errors import CouldNotCheck
+from shared.storage.client import s3_client
+from shared.storage.store import Store
 from tests.compaction.conftest import Deltas, rows_of, upserted, vectors
 from tests.samples import SAMPLES
 

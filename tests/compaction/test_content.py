@@ -14,11 +14,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from compaction.chunk import process
-from compaction.failure import MergeFailed
-from compaction.settlement import Settlement
-from compaction.target import CollectionPlan, opened_target
-from local.deltas import DeltaRecipe, _client, build_delta
-from shared.inspection.contents import opened_delta
+from compaction.compatibility import Settlement
+from compaction.errors import MergeFailed
+from compaction.writer import CollectionPlan, opened_target
+from devtools.damage.deltas import DeltaRecipe, _client, build_delta
+from shared.inspection.chroma.contents import opened_delta
 from tests.compaction.conftest import Deltas, Rows, upserted
 
 _DIMENSION = 3

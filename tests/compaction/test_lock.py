@@ -12,8 +12,8 @@ import boto3
 import pytest
 
 from compaction.lock import LockHeld, LockLost, held_lock
-from shared.storage import Store
-from tests import faults, races
+from shared.storage.store import Store
+from tests.support import faults, races
 
 KEY = "snapshots/lock.json"
 
@@ -143,7 +143,7 @@ def test_the_clock_of_this_machine_decides_nothing(
         def now(cls, tz: Any = None) -> datetime:
             return datetime.now(tz) + timedelta(hours=hours)
 
-    monkeypatch.setattr("shared.client.datetime", Wrong)
+    monkeypatch.setattr("shared.storage.client.datetime", Wrong)
     put(bucket, seconds=60)
     with pytest.raises(LockHeld):
         held_lock(store, bucket, KEY, "the second").__enter__()

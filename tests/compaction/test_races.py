@@ -13,20 +13,20 @@ import pytest
 
 from compaction import merge
 from compaction.chunk import process
-from compaction.failure import MergeFailed, MergeOvertaken
+from compaction.errors import MergeFailed, MergeOvertaken
 from compaction.lock import LockHeld, LockLost
 from compaction.snapshot import final_merge
-from local.deltas import DeltaRecipe, build_delta
+from devtools.damage.deltas import DeltaRecipe, build_delta
 from scanner.gate import ChunkRejected
-from shared.client import s3_client
-from shared.delta import MANIFEST, DeltaLocation
-from shared.errors import CouldNotCheck, UploadFailed
-from shared.judgement import judge_stored
-from shared.settings import Settings
-from shared.storage import Store
+from shared.check.judgement import judge_stored
+from shared.model.delta import MANIFEST, DeltaLocation
+from shared.model.errors import CouldNotCheck, UploadFailed
+from shared.model.settings import Settings
+from shared.model.verdict import Depth, Status
+from shared.storage.client import s3_client
+from shared.storage.store import Store
 from shared.upload import upload_delta
-from shared.verdict import Depth, Status
-from tests import races
+from tests.support import races
 
 SETTINGS = Settings(settle_seconds=0)
 CHUNK = "intermediate/b/chunk-0/"

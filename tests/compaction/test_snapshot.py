@@ -15,12 +15,12 @@ from compaction.chunk import merge_group, process
 from compaction.lock import LockHeld, LockLost, held_lock
 from compaction.snapshot import final_merge
 from scanner.gate import ChunkRejected
-from shared.delta import DeltaLocation
-from shared.errors import StorageError, TargetError
-from shared.judgement import judge_stored
-from shared.settings import Settings
-from shared.storage import Store
-from shared.verdict import Depth, Status
+from shared.check.judgement import judge_stored
+from shared.model.delta import DeltaLocation
+from shared.model.errors import StorageError, TargetError
+from shared.model.settings import Settings
+from shared.model.verdict import Depth, Status
+from shared.storage.store import Store
 from tests.compaction.conftest import Deltas, rows_of, upserted
 
 LATEST = "snapshots/latest.json"

@@ -11,12 +11,12 @@ from typing import Any
 import boto3
 import pytest
 
-from local.shim import InvocationContext
-from local.stack import DELTAS, RESUBMIT, LocalStack, addresses
+from devtools.stack.shim import InvocationContext
+from devtools.stack.stack import DELTAS, RESUBMIT, LocalStack, addresses
 from scanner.gate import ChunkRejected, precheck
-from shared.delta import DATABASE
+from shared.model.delta import DATABASE
 from shared.upload import upload_delta
-from tests import faults
+from tests.support import faults
 from validator import handler as validator
 from validator import resubmission
 

@@ -16,9 +16,9 @@ from tests.deploy.conftest import ROOT
 PROGRAM = """
 import sys
 from pathlib import Path
-from shared.judgement import judge_folder
-from shared.settings import Settings
-from shared.verdict import Depth
+from shared.check.judgement import judge_folder
+from shared.model.settings import Settings
+from shared.model.verdict import Depth
 verdict = judge_folder(Path(sys.argv[1]), Depth.OPEN, Settings()).verdict
 print(verdict.status, verdict.versions.get("chromadb"), *(finding.detail for finding in verdict.findings))
 """

@@ -14,16 +14,16 @@ from botocore.client import BaseClient
 from click.testing import CliRunner
 
 from compaction import handler as compaction
-from local.rawcopy import copy
-from local.roles import roles
-from local.shim import InvocationContext
-from local.stack import RESUBMIT, LocalStack, addresses
+from devtools.reference.roles import roles
+from devtools.stack.raw_copy import copy
+from devtools.stack.shim import InvocationContext
+from devtools.stack.stack import RESUBMIT, LocalStack, addresses
 from scanner import handler as scanner
 from scanner.cli import cli
 from scanner.gate import ChunkRejected
-from shared.delta import DATABASE
+from shared.model.delta import DATABASE
 from shared.upload import upload_delta
-from tests.states import made_machine, running_functions
+from tests.support.states import made_machine, running_functions
 from validator import handler as validator
 from validator import resubmission
 

@@ -12,12 +12,12 @@ from typing import Any
 
 import pytest
 
-from scanner.fleet import FleetRequest
-from shared.delta import DATABASE, MANIFEST
-from shared.findings import CATALOGUE, Weight
-from shared.notices import ChunkRejected, DeltaCorrupt, DeltaQuarantined, DeltaUndetermined, ResubmissionExhausted
-from shared.settings import VARIABLES
-from shared.verdict import Depth, Finding, Verdict
+from scanner.fleet.steps import FleetRequest
+from shared.aws.events import ChunkRejected, DeltaCorrupt, DeltaQuarantined, DeltaUndetermined, ResubmissionExhausted
+from shared.model.delta import DATABASE, MANIFEST
+from shared.model.findings import CATALOGUE, Weight
+from shared.model.settings import VARIABLES
+from shared.model.verdict import Depth, Finding, Verdict
 from tests.deploy.conftest import ROOT
 
 pytestmark = pytest.mark.slow

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from local.deltas import CollectionContent, DeltaContent
+from devtools.damage.deltas import CollectionContent, DeltaContent
 
 _HERE = Path(__file__).parent
 

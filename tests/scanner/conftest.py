@@ -15,7 +15,7 @@ from typing import Any
 import boto3
 import pytest
 
-from local.servers import rclone
+from devtools.stack.servers import rclone
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from scanner.advice import Action, advice_on
-from shared.findings import CATALOGUE, Weight
-from shared.verdict import Depth, Finding, Verdict
+from shared.model.findings import CATALOGUE, Weight
+from shared.model.verdict import Depth, Finding, Verdict
 
 
 def on(*codes: str, size: int = 100) -> Verdict:

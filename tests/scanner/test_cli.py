@@ -18,9 +18,9 @@ from click.testing import CliRunner, Result
 
 from scanner.cli import cli
 from scanner.program import LaterCommand, Program
-from shared.delta import DATABASE
-from shared.storage import Store
-from tests.scanner.test_report import FORMATS
+from shared.model.delta import DATABASE
+from shared.storage.store import Store
+from tests.scanner.report.test_output import FORMATS
 
 SERVERS = ("moto", "rclone")
 
@@ -228,7 +228,7 @@ class TestHelp:
         loaded = subprocess.run(
             [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True
         ).stdout.split()
-        assert not {"numpy", "boto3", "rich", "local.demo", "chromadb"} & set(loaded)
+        assert not {"numpy", "boto3", "rich", "devtools.demo.demo", "chromadb"} & set(loaded)
 
 
 class TestLaterCommand:

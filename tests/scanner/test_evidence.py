@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from local.damage import apply_damage
-from local.deltas import DeltaRecipe, build_delta
+from devtools.damage.catalogue import apply_damage
+from devtools.damage.deltas import DeltaRecipe, build_delta
 from scanner.cli import cli
-from shared.delta import DATABASE
+from shared.model.delta import DATABASE
 
 CopyOf = Callable[[Path], Path]
 

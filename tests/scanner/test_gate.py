@@ -9,22 +9,22 @@ from typing import Any
 
 import pytest
 
-from local.damage import apply_damage
-from local.deltas import DeltaRecipe, build_delta
-from local.stack import NOTICES, LocalStack
+from devtools.damage.catalogue import apply_damage
+from devtools.damage.deltas import DeltaRecipe, build_delta
+from devtools.stack.stack import NOTICES, LocalStack
 from scanner.gate import JOBS, ChunkRejected, precheck
-from shared import notices
-from shared.chunk import Chunk
-from shared.client import s3_client
-from shared.errors import TargetError
-from shared.messaging import current_messaging
-from shared.quarantine import quarantine
-from shared.settings import Settings
-from shared.storage import Store
-from shared.verdict import Depth, Status
-from tests import faults
+from shared.aws import events
+from shared.aws.messaging import current_messaging
+from shared.model.chunk import Chunk
+from shared.model.errors import TargetError
+from shared.model.settings import Settings
+from shared.model.verdict import Depth, Status
+from shared.quarantine.move import quarantine
+from shared.storage.client import s3_client
+from shared.storage.store import Store
 from tests.conftest import CopyOf, PutDelta
-from tests.verdicts import confirmed
+from tests.support import faults
+from tests.support.verdicts import confirmed
 from validator.response import respond
 
 
@@ -232,7 +232,7 @@ def test_a_refusal_is_told_on_the_bus_with_batch_and_chunk(
     with pytest.raises(ChunkRejected):
         precheck("deltas", refused)
     (event,) = stack.taken(NOTICES)
-    notice = notices.ChunkRejected.model_validate(event["detail"])
+    notice = events.ChunkRejected.model_validate(event["detail"])
     assert (event["detail-type"], notice.batch_id, notice.chunk_index) == ("Chunk Rejected", "batch-40", 40)
     assert [(delta.delta, delta.status) for delta in notice.deltas] == [("s3://deltas/d/2/", Status.CORRUPT)]
 

@@ -10,10 +10,10 @@ from typing import Any
 import boto3
 import pytest
 
-from local.shim import InvocationContext
+from devtools.stack.shim import InvocationContext
 from scanner.handler import handler
-from shared.delta import DATABASE
-from shared.errors import TargetError
+from shared.model.delta import DATABASE
+from shared.model.errors import TargetError
 from tests.conftest import CopyOf, PutDelta
 
 

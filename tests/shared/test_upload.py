@@ -14,20 +14,20 @@ import stamina
 from awscrt.checksums import crc64nvme
 from botocore.exceptions import EndpointConnectionError
 
-from local.damage import apply_damage
-from local.deltas import DeltaRecipe, build_delta
-from shared.delta import DATABASE, MANIFEST, DeltaLocation
-from shared.errors import TargetError, UploadFailed
-from shared.judgement import judge_stored
-from shared.manifest import encode_checksum
-from shared.settings import Settings
-from shared.storage import Store
+from devtools.damage.catalogue import apply_damage
+from devtools.damage.deltas import DeltaRecipe, build_delta
+from shared.check.judgement import judge_stored
+from shared.model.delta import DATABASE, MANIFEST, DeltaLocation
+from shared.model.errors import TargetError, UploadFailed
+from shared.model.manifest import encode_checksum
+from shared.model.settings import Settings
+from shared.model.verdict import Depth, Status
+from shared.storage.store import Store
 from shared.upload import upload_delta
-from shared.verdict import Depth, Status
-from tests import faults
 from tests.conftest import CopyOf
-from tests.crash import killed_at
-from tests.uploads import files_of, stored
+from tests.support import faults
+from tests.support.crash import killed_at
+from tests.support.uploads import files_of, stored
 
 KEY = "words/delta/one"
 

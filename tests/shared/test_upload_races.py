@@ -11,17 +11,17 @@ import pytest
 import stamina
 from boto3.s3.transfer import TransferConfig
 
-from local.deltas import DeltaRecipe, build_delta
-from shared.client import s3_client
-from shared.delta import MANIFEST
-from shared.errors import DeltaguardError, ObjectChanged, TargetError, UploadFailed
-from shared.folder import checksum_of
-from shared.manifest import Manifest
-from shared.settings import Settings
-from shared.storage import Store
+from devtools.damage.deltas import DeltaRecipe, build_delta
+from shared.model.delta import MANIFEST
+from shared.model.errors import DeltaguardError, ObjectChanged, TargetError, UploadFailed
+from shared.model.manifest import Manifest
+from shared.model.settings import Settings
+from shared.storage.client import s3_client
+from shared.storage.folder import checksum_of
+from shared.storage.store import Store
 from shared.upload import upload_delta
-from tests import faults, races
-from tests.uploads import files_of, stored
+from tests.support import faults, races
+from tests.support.uploads import files_of, stored
 
 KEY = "words/delta/one"
 SETTINGS = Settings(settle_seconds=0)
@@ -202,7 +202,7 @@ def test_an_upload_in_parts_overwrites_nothing_and_leaves_no_parts(
     bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     parts = TransferConfig(multipart_threshold=5 * 1024**2, multipart_chunksize=5 * 1024**2)
-    monkeypatch.setattr("shared.storage._TRANSFER", parts)
+    monkeypatch.setattr("shared.storage.store._TRANSFER", parts)
     (tmp_path / "large").write_bytes(b"mine" * 1536 * 1024)
 
     def put_first(request: Any) -> None:

@@ -7,14 +7,14 @@ from typing import Any
 
 import pytest
 
-from tests import faults
+from tests.support import faults
 
 Through = Callable[[faults.Answer], None]
 
 
 @pytest.fixture
 def through(aws: str, monkeypatch: pytest.MonkeyPatch) -> Through:
-    """Has the handler's requests go through an answer of `tests.faults` from now on."""
+    """Has the handler's requests go through an answer of `tests.support.faults` from now on."""
     answers: list[faults.Answer] = [lambda _: None]
 
     def latest(request: Any) -> Any:

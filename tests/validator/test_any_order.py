@@ -16,13 +16,13 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, precondition, rule, run_state_machine_as_test
 
-from local.damage import apply_damage
-from local.stack import NOTICES, RESUBMIT, InvocationContext, LocalStack
-from shared.delta import DATABASE, MANIFEST
-from shared.quarantine_record import QuarantineRecord
-from tests import faults
+from devtools.damage.catalogue import apply_damage
+from devtools.stack.stack import NOTICES, RESUBMIT, InvocationContext, LocalStack
+from shared.model.delta import DATABASE, MANIFEST
+from shared.quarantine.record import QuarantineRecord
 from tests.samples import SAMPLES
-from tests.uploads import files_of, in_queue, manifest_of, put, s3_event, stored
+from tests.support import faults
+from tests.support.uploads import files_of, in_queue, manifest_of, put, s3_event, stored
 from tests.validator.conftest import Through
 from validator.handler import handler
 
@@ -224,7 +224,7 @@ def test_the_end_is_the_same_and_right(
     apply_damage("queue-row-deleted", short)
     AnyOrder.files["corrupt"] = files_of(short)
     AnyOrder.through, AnyOrder.stack = staticmethod(through), stack
-    monkeypatch.setattr("shared.storage.Store.now", lambda _: AnyOrder.clock())
+    monkeypatch.setattr("shared.storage.store.Store.now", lambda _: AnyOrder.clock())
     run_state_machine_as_test(
         AnyOrder,
         settings=settings(

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from shared.delta import DeltaLocation
+from shared.model.delta import DeltaLocation
 from validator.events import EventError, Message, Receipt, read_event
 
 SEGMENT = "0a1b2c3d-0000-4000-8000-0123456789ab"

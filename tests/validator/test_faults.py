@@ -28,12 +28,12 @@ from botocore.exceptions import (
     ReadTimeoutError,
 )
 
-from local.damage import apply_damage
-from local.stack import InvocationContext, LocalStack
-from shared.delta import DATABASE, MANIFEST
-from tests import faults, limits
+from devtools.damage.catalogue import apply_damage
+from devtools.stack.stack import InvocationContext, LocalStack
+from shared.model.delta import DATABASE, MANIFEST
 from tests.samples import SAMPLES
-from tests.uploads import files_of, in_queue, manifest_of, put, s3_event, stored
+from tests.support import faults, limits
+from tests.support.uploads import files_of, in_queue, manifest_of, put, s3_event, stored
 from tests.validator.conftest import Through
 from validator.handler import handler
 

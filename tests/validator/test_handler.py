@@ -13,13 +13,13 @@ import boto3
 import pytest
 from botocore.exceptions import EndpointConnectionError
 
-from local.damage import apply_damage
-from local.stack import InvocationContext
-from shared.delta import DATABASE, MANIFEST, DeltaLocation
-from shared.errors import CouldNotCheck, SettingsError
+from devtools.damage.catalogue import apply_damage
+from devtools.stack.stack import InvocationContext
+from shared.model.delta import DATABASE, MANIFEST, DeltaLocation
+from shared.model.errors import CouldNotCheck, SettingsError
 from shared.upload import upload_delta
-from tests import faults
 from tests.conftest import CopyOf, PutDelta
+from tests.support import faults
 from validator.handler import handler
 
 KEY = "words/delta/one"

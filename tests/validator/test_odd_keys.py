@@ -9,13 +9,13 @@ import boto3
 import pytest
 from click.testing import CliRunner, Result
 
-from local.stack import InvocationContext
+from devtools.stack.stack import InvocationContext
 from scanner.cli import cli
-from shared.delta import DATABASE, MANIFEST, DeltaLocation
-from shared.quarantine import place_of
-from shared.settings import Settings
-from shared.storage import Store
-from tests.uploads import in_queue, put, s3_event, stored
+from shared.model.delta import DATABASE, MANIFEST, DeltaLocation
+from shared.model.settings import Settings
+from shared.quarantine.move import place_of
+from shared.storage.store import Store
+from tests.support.uploads import in_queue, put, s3_event, stored
 from validator.handler import handler
 
 HEX = "f" * 64

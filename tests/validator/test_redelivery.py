@@ -15,11 +15,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from local.stack import DELTAS, InvocationContext, LocalStack
-from shared.delta import DATABASE
-from shared.messaging import MOST_HIDDEN_SECONDS
-from tests import faults
-from tests.uploads import files_of, in_queue, put, s3_event, stored
+from devtools.stack.stack import DELTAS, InvocationContext, LocalStack
+from shared.aws.messaging import MOST_HIDDEN_SECONDS
+from shared.model.delta import DATABASE
+from tests.support import faults
+from tests.support.uploads import files_of, in_queue, put, s3_event, stored
 from tests.validator.conftest import Through
 from validator import redelivery
 from validator.handler import handler
@@ -88,7 +88,7 @@ def test_the_rest_of_the_settle_time_is_rounded_up(
     monkeypatch.setenv("DELTAGUARD_SETTLE_SECONDS", "3600")
     put("deltas", KEY, files_of(healthy_delta))
     newest = max(o["LastModified"] for o in boto3.client("s3").list_objects_v2(Bucket="deltas")["Contents"])
-    monkeypatch.setattr("shared.storage.Store.now", lambda _: newest + timedelta(seconds=1000.25))
+    monkeypatch.setattr("shared.storage.store.Store.now", lambda _: newest + timedelta(seconds=1000.25))
     for number in (1, 9):
         handler(in_queue(ONE, receives=number), InvocationContext())
         hidden = [line for line in capsys.readouterr().out.splitlines() if "put off" in line]
@@ -178,7 +178,7 @@ def test_a_delta_that_lacks_a_file_comes_back_before_its_arrival_time_is_over(
     newest = max(o["LastModified"] for o in boto3.client("s3").list_objects_v2(Bucket="deltas")["Contents"])
     for age, least, most in ((100, 200, 200), (5000, 10_000, 10_000), (21_000, 600, 600)):
         with monkeypatch.context() as later:
-            later.setattr("shared.storage.Store.now", lambda _, age=age: newest + timedelta(seconds=age))
+            later.setattr("shared.storage.store.Store.now", lambda _, age=age: newest + timedelta(seconds=age))
             handler(in_queue(ONE), InvocationContext())
         lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
         (seconds,) = (line["seconds"] for line in lines if str(line.get("message")).startswith("Message"))

@@ -12,15 +12,15 @@ from typing import Any
 import boto3
 import pytest
 
-from local.damage import apply_damage
-from local.stack import NOTICES, RESUBMIT, InvocationContext, LocalStack
-from shared.delta import DATABASE, MANIFEST
-from shared.notices import DeltaCorrupt, DeltaQuarantined, DeltaUndetermined, DeltaValidated, ResubmitRequest
-from shared.storage import Store
-from shared.verdict import Depth, Finding, Verdict
-from tests import faults
+from devtools.damage.catalogue import apply_damage
+from devtools.stack.stack import NOTICES, RESUBMIT, InvocationContext, LocalStack
+from shared.aws.events import DeltaCorrupt, DeltaQuarantined, DeltaUndetermined, DeltaValidated, ResubmitRequest
+from shared.model.delta import DATABASE, MANIFEST
+from shared.model.verdict import Depth, Finding, Verdict
+from shared.storage.store import Store
 from tests.conftest import CopyOf
-from tests.uploads import files_of, in_queue, manifest_of, put, s3_event, stored
+from tests.support import faults
+from tests.support.uploads import files_of, in_queue, manifest_of, put, s3_event, stored
 from tests.validator.conftest import Through
 from validator.handler import handler
 from validator.response import _stays_in_doubt

@@ -8,16 +8,16 @@ from typing import Any
 import boto3
 import pytest
 
-from local.damage import apply_damage
-from local.stack import BATCHES, NOTICES, RESUBMIT, InvocationContext, LocalStack
-from shared.delta import DATABASE, MANIFEST, DeltaLocation
-from shared.errors import SettingsError
-from shared.messaging import Messaging
-from shared.notices import ResubmitRequest
-from tests import faults
+from devtools.damage.catalogue import apply_damage
+from devtools.stack.stack import BATCHES, NOTICES, RESUBMIT, InvocationContext, LocalStack
+from shared.aws.events import ResubmitRequest
+from shared.aws.messaging import Messaging
+from shared.model.delta import DATABASE, MANIFEST, DeltaLocation
+from shared.model.errors import SettingsError
 from tests.conftest import CopyOf
-from tests.records import place_for, plant, record_of
-from tests.uploads import files_of, in_queue, manifest_of, put
+from tests.support import faults
+from tests.support.records import place_for, plant, record_of
+from tests.support.uploads import files_of, in_queue, manifest_of, put
 from validator.events import EventError
 from validator.handler import handler as validate
 from validator.resubmission import handler

@@ -15,18 +15,18 @@ from typing import Any
 import boto3
 import pytest
 
-from local.stack import InvocationContext, LocalStack
-from shared.deadline import Deadline
-from shared.delta import DATABASE, MANIFEST, MAX_OWN_FILES, DeltaLocation
-from shared.judgement import judge_stored
-from shared.manifest import Manifest
-from shared.settings import Settings
-from shared.storage import Store
+from devtools.stack.stack import InvocationContext, LocalStack
+from shared.check.judgement import judge_stored
+from shared.model.deadline import Deadline
+from shared.model.delta import DATABASE, MANIFEST, MAX_OWN_FILES, DeltaLocation
+from shared.model.manifest import Manifest
+from shared.model.settings import Settings
+from shared.model.verdict import Depth, Status
+from shared.storage.store import Store
 from shared.upload import upload_delta
-from shared.verdict import Depth, Status
-from tests import faults
 from tests.conftest import PutDelta
-from tests.uploads import in_queue, s3_event
+from tests.support import faults
+from tests.support.uploads import in_queue, s3_event
 from tests.validator.conftest import Through
 from validator.handler import handler
 
@@ -64,7 +64,7 @@ class Invocation(InvocationContext):
 def clock(stack: LocalStack, through: Through, monkeypatch: pytest.MonkeyPatch) -> Clock:
     clock = Clock()
     through(clock.tick)
-    monkeypatch.setattr("shared.deadline.time", SimpleNamespace(monotonic=lambda: clock.now))
+    monkeypatch.setattr("shared.model.deadline.time", SimpleNamespace(monotonic=lambda: clock.now))
     monkeypatch.setattr("validator.handler._LEAST_SECONDS", 0.0)
     monkeypatch.setenv("DELTAGUARD_SETTLE_SECONDS", "0")
     monkeypatch.setenv("DELTAGUARD_DEPTH", "structure")

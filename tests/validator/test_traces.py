@@ -13,8 +13,8 @@ from typing import Any
 
 import pytest
 
-from local.damage import apply_damage
-from shared.delta import DATABASE, DeltaLocation
+from devtools.damage.catalogue import apply_damage
+from shared.model.delta import DATABASE, DeltaLocation
 from tests.conftest import CopyOf, PutDelta
 
 pytestmark = pytest.mark.slow

@@ -21,7 +21,7 @@ import numpy as np
 import pytest
 
 from compaction.chunk import process
-from compaction.failure import MergeFailed
+from compaction.errors import MergeFailed
 from devtools.zoo.frozen import Frozen, all_frozen, releases
 from devtools.zoo.history import DEFAULT, History
 from devtools.zoo.kinds import KINDS
@@ -30,15 +30,15 @@ from devtools.zoo.outcomes import judged, settled
 from devtools.zoo.releases import RELEASES
 from devtools.zoo.specimens import Specimen
 from devtools.zoo.truth import Answer, Reader
-from shared.delta import DATABASE, DeltaLocation
-from shared.errors import CouldNotCheck
-from shared.inspection.contents import opened_delta
-from shared.judgement import judge_stored
-from shared.salvage import salvage_folder
-from shared.settings import Settings
-from shared.storage import Store
+from shared.check.judgement import judge_stored
+from shared.inspection.chroma.contents import opened_delta
+from shared.model.delta import DATABASE, DeltaLocation
+from shared.model.errors import CouldNotCheck
+from shared.model.settings import Settings
+from shared.model.verdict import Depth, Status
+from shared.salvage.salvage import salvage_folder
+from shared.storage.store import Store
 from shared.upload import upload_delta
-from shared.verdict import Depth, Status
 
 pytestmark = pytest.mark.slow
 

@@ -13,9 +13,9 @@ import pytest
 
 from bench.bases import SUITABLE, build_base
 from bench.generic import GENERIC
+from devtools.damage.catalogue import DAMAGES, apply_damage
 from devtools.zoo.frozen import all_frozen
 from devtools.zoo.sqlite_versions import library, verdicts, verdicts_elsewhere
-from local.damage import DAMAGES, apply_damage
 
 pytestmark = pytest.mark.slow
 

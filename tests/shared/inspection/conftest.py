@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from shared.delta import DATABASE
+from shared.model.delta import DATABASE
 from tests.conftest import CopyOf
-from tests.histories import PROGRAM, Chroma
-from tests.shared.inspection.indexes import Files, read_index
+from tests.support.histories import PROGRAM, Chroma
+from tests.support.indexes import Files, read_index
 
 
 @pytest.fixture

@@ -20,12 +20,12 @@ from typing import Any
 
 import pytest
 
-from shared.delta import DATABASE, DeltaLocation
-from shared.inspection.header import HEADER_BYTES
-from shared.judgement import judge_stored
-from shared.settings import Settings
-from shared.storage import Store
-from shared.verdict import Depth, Status
+from shared.check.judgement import judge_stored
+from shared.inspection.hnsw.header import HEADER_BYTES
+from shared.model.delta import DATABASE, DeltaLocation
+from shared.model.settings import Settings
+from shared.model.verdict import Depth, Status
+from shared.storage.store import Store
 
 CopyOf = Callable[[Path], Path]
 Make = Callable[[Path], object]
@@ -47,14 +47,14 @@ JUDGE = f"""
 import json, os, re, sys
 from pathlib import Path
 import shared.inspection
-from shared.judgement import judge_folder
-from shared.settings import Settings
-from shared.verdict import Depth
+from shared.check.judgement import judge_folder
+from shared.model.settings import Settings
+from shared.model.verdict import Depth
 
 def peak():
     return int(re.search(r"VmHWM:\\s+(\\d+)", Path("/proc/self/status").read_text())[1]) // 1024
 
-shared.inspection._SQL_SECONDS = {SQL_SECONDS}
+shared.inspection.examination._SQL_SECONDS = {SQL_SECONDS}
 before, started = peak(), sum(os.times()[:4])
 verdict = judge_folder(Path(sys.argv[1]), Depth(sys.argv[2]), Settings(probe_timeout_seconds=3)).verdict
 print(json.dumps(verdict.as_json() | {{"seconds": sum(os.times()[:4]) - started, "megabytes": peak() - before}}))

@@ -9,10 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shared.delta import DATABASE, DeltaFile, Listing
-from shared.folder import list_folder
 from shared.inspection.layout import inspect_journal, inspect_names, journals_in, segments_in, suspect_segments
-from shared.verdict import Finding, Status, status_of
+from shared.model.delta import DATABASE, DeltaFile, Listing
+from shared.model.verdict import Finding, Status, status_of
+from shared.storage.folder import list_folder
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 SEGMENT = "0a1b2c3d-0000-4000-8000-0123456789ab"

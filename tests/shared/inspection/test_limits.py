@@ -16,13 +16,13 @@ import chromadb
 import numpy as np
 import pytest
 
-from shared.deadline import UNLIMITED, Deadline
-from shared.delta import DATABASE
-from shared.errors import CouldNotCheck
 from shared.inspection.limits import Limits, counted, memory_of, memory_of_operation
-from shared.inspection.pages import schema_bytes
-from shared.inspection.sqlite import opened
-from shared.verdict import Depth
+from shared.inspection.sqlite.database_file import opened
+from shared.inspection.sqlite.pages import schema_bytes
+from shared.model.deadline import UNLIMITED, Deadline
+from shared.model.delta import DATABASE
+from shared.model.errors import CouldNotCheck
+from shared.model.verdict import Depth
 from tests.conftest import CopyOf
 from tests.shared.inspection.test_hostile import ANY, COUNTED, NOT_HEALTHY, changed, columns, index_file, judged
 

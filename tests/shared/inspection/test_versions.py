@@ -7,15 +7,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from local.deltas import read_delta
-from shared.findings import Weight
-from shared.folder import FolderContent, list_folder
-from shared.inspection import Examination, examine
-from shared.inspection.contents import opened_delta
-from shared.verdict import Depth, Status, status_of
-from tests.histories import Chroma
+from devtools.damage.deltas import read_delta
+from shared.inspection.chroma.contents import opened_delta
+from shared.inspection.examination import Examination, examine
+from shared.model.findings import Weight
+from shared.model.verdict import Depth, Status, status_of
+from shared.storage.folder import FolderContent, list_folder
 from tests.samples import SAMPLES, Sample
-from tests.shared.inspection.databases import changed
+from tests.support.databases import changed
+from tests.support.histories import Chroma
 
 VERSIONS = ("0.4.3", "0.4.24", "0.5.23", "0.6.3", "1.0.21", "1.5.9")
 NAMES = ("cosine", "deleted", "empty", "flushed", "queued")

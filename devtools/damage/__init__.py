@@ -1,0 +1,1 @@
+"""Deltas made by the real Chroma, and every way they are known to break."""

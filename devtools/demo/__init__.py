@@ -1,0 +1,1 @@
+"""The chunk-40 incident on this machine: as it was, and as it is now."""

@@ -1,1 +1,0 @@
-"""The local stack: real deltas, real damage, the demo."""

@@ -1,0 +1,1 @@
+"""The commands of `deltaguard`, a file each."""

@@ -1,0 +1,1 @@
+"""A scan by many functions at once, through Step Functions."""

@@ -1,0 +1,1 @@
+"""One delta drawn for `deltaguard inspect`."""

@@ -1,0 +1,1 @@
+"""Many deltas checked at once: workers, throttle, checkpoint, and what is done about a verdict."""

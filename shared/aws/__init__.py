@@ -1,0 +1,1 @@
+"""Other services of AWS: messages, events, metrics, and policies."""

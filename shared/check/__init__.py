@@ -1,0 +1,1 @@
+"""From a delta's place to its verdict."""

@@ -1,0 +1,1 @@
+"""What Chroma keeps in the database of a delta: collections, segments, rows, and the queue."""

@@ -1,0 +1,1 @@
+"""The files of a vector index: header, id map, links, vectors."""

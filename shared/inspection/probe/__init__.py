@@ -1,0 +1,1 @@
+"""Chroma itself reads a copy of a delta, in a child process."""

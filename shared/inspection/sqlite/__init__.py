@@ -1,0 +1,1 @@
+"""The database file as SQLite sees it: pages, integrity, schema."""

@@ -1,0 +1,1 @@
+"""The quarantine protocol: into quarantine, back to its place, or gone for good."""

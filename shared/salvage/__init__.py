@@ -1,0 +1,1 @@
+"""A healthy delta built anew from what a corrupt one still proves."""

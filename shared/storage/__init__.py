@@ -1,0 +1,1 @@
+"""S3 and local folders: the only room that talks to S3."""
