@@ -12,7 +12,7 @@ import shutil
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -49,13 +49,45 @@ class Truth:
         return asdict(self)
 
 
-def ask_chroma(delta: Path, content: DeltaContent, cosine: bool, scratch: Path) -> Truth:
-    """Compares what Chroma reads from a delta with what was stored in it.
+class Expected(Protocol):
+    """What should come back of a delta."""
+
+    def differences(self, folder: Path, emit: Emit, *, count_first: bool) -> tuple[list[str], list[str]]:
+        """What Chroma gives back otherwise: what is lost, and which values are others.
+
+        Args:
+            folder: The delta, which may be written to.
+            emit: Is told what is asked; `open`, `list` and `count` come before all else.
+            count_first: Whether every collection is counted before anything else is asked.
+
+        Raises:
+            BaseException: Whatever Chroma raises.
+        """
+
+
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """What was stored in the default database.
+
+    Args:
+        content: What was stored.
+        cosine: Whether its indexes measure by cosine; their vectors come back with a rounding error.
+    """
+
+    content: DeltaContent
+    cosine: bool
+
+    def differences(self, folder: Path, emit: Emit, *, count_first: bool) -> tuple[list[str], list[str]]:
+        """As `Expected` says."""
+        return _differences(folder, self.content, self.cosine, emit, count_first=count_first)
+
+
+def ask_chroma(delta: Path, expected: Expected, scratch: Path) -> Truth:
+    """Compares what Chroma reads from a delta with what should come back.
 
     Args:
         delta: The delta. Only copies of it are opened.
-        content: What was stored.
-        cosine: Whether its indexes measure by cosine; their vectors come back with a rounding error.
+        expected: What should come back.
         scratch: An empty folder for the copies.
     """
     seed_passes = True
@@ -63,7 +95,7 @@ def ask_chroma(delta: Path, content: DeltaContent, cosine: bool, scratch: Path) 
         copy = scratch / f"copy-{attempt}"
         shutil.copytree(delta, copy)
         try:
-            ended = _opened_twice(copy, content, cosine)
+            ended = _opened_twice(copy, expected)
         finally:
             shutil.rmtree(copy)
         seed_passes = ended.seed_passes if attempt == 0 else seed_passes and ended.seed_passes
@@ -72,12 +104,12 @@ def ask_chroma(delta: Path, content: DeltaContent, cosine: bool, scratch: Path) 
     return Truth(ended.harm, ended.sort, seed_passes)
 
 
-def _opened_twice(copy: Path, content: DeltaContent, cosine: bool) -> Truth:
+def _opened_twice(copy: Path, expected: Expected) -> Truth:
     seed_passes = True
     for opening in range(_OPENS):
 
         def read(emit: Emit, first: bool = opening == 0) -> Any:
-            return _differences(copy, content, cosine, emit, count_first=first)
+            return expected.differences(copy, emit, count_first=first)
 
         ended = forked(in_folder(copy.parent, read))
         if opening == 0:
