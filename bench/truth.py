@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -22,11 +22,11 @@ from shared.inspection.probe import opened
 
 _OPENS = 2
 _NEAREST = 10
-_FEW = 0.5  # an index that finds less than this share of its vectors has come apart
-_TOGETHER = 50  # texts in one search
+FEW = 0.5  # an index that finds less than this share of its vectors has come apart
+TOGETHER = 50  # texts in one search
 _DIGITS = 1e-9
 _COSINE_DIGITS = 1e-6
-_WORDS = ("amber", "cedar delta", "number 3", "no such words")
+WORDS = ("amber", "cedar delta", "number 3", "no such words")
 
 
 @dataclass(frozen=True, slots=True)
@@ -237,7 +237,7 @@ def _query(collection: Any, expected: CollectionContent, emit: Emit) -> list[str
     found = collection.query(query_embeddings=[queries[0]], n_results=len(known), include=[])["ids"][0]
     if set(found) - known:
         losses.append(f"a query for all finds {len(set(found) - known)} unknown ids")
-    if len(set(found)) < _FEW * len(known):
+    if len(set(found)) < FEW * len(known):
         losses.append(f"a query for all finds {len(set(found))} of {len(known)}")
     return losses
 
@@ -246,14 +246,14 @@ def _lookups(collection: Any, expected: CollectionContent, emit: Emit, values: l
     """Searches of text and metadata against the documents and metadata that were stored."""
     losses = []
     emit("text search")
-    for word in _WORDS:
+    for word in WORDS:
         found = set(collection.get(where_document={"$contains": word}, include=[])["ids"])
         pairs = zip(expected.ids, expected.documents, strict=True)
         if found != {id_ for id_, text in pairs if text is not None and word in text} and not values:
             losses.append(f"search for {json.dumps(word)} finds {len(found)} others")
     texts = [(id_, text) for id_, text in zip(expected.ids, expected.documents, strict=True) if text and len(text) > 2]
-    for start in range(0, len(texts), _TOGETHER):
-        some = texts[start : start + _TOGETHER]
+    for start in range(0, len(texts), TOGETHER):
+        some = texts[start : start + TOGETHER]
         wanted = [{"$contains": text} for _, text in some]
         found = set(collection.get(where_document={"$or": wanted} if len(wanted) > 1 else wanted[0], include=[])["ids"])
         missed = sum(id_ not in found for id_, _ in some)
@@ -262,9 +262,9 @@ def _lookups(collection: Any, expected: CollectionContent, emit: Emit, values: l
     if expected.ids:
         emit("text query")
         collection.query(
-            query_embeddings=[expected.vectors[0]], n_results=1, where_document={"$contains": _WORDS[0]}, include=[]
+            query_embeddings=[expected.vectors[0]], n_results=1, where_document={"$contains": WORDS[0]}, include=[]
         )
-    for key, value in _one_of_each_type(expected):
+    for key, value in one_of_each_type(expected.metadatas):
         emit(f"where {key} is a {type(value).__name__}")
         matching = set(collection.get(where={key: value}, include=[])["ids"])
         rows = zip(expected.ids, expected.metadatas, strict=True)
@@ -276,10 +276,10 @@ def _lookups(collection: Any, expected: CollectionContent, emit: Emit, values: l
     return losses
 
 
-def _one_of_each_type(expected: CollectionContent) -> list[tuple[str, Any]]:
+def one_of_each_type(metadatas: Iterable[Mapping[str, Any] | None]) -> list[tuple[str, Any]]:
     """A key and a value of each type that a filter takes: each type has a column and an index of its own."""
     found: dict[type, tuple[str, Any]] = {bool: ("even", True)}
-    for row in expected.metadatas:
+    for row in metadatas:
         for key, value in (row or {}).items():
             if type(value) in (str, int, float):
                 found.setdefault(type(value), (key, value))

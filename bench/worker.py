@@ -26,11 +26,12 @@ from bench.bases import build_base, is_cosine
 from bench.checkers import SEED, ask_checkers, manifest_of, would_be_moved
 from bench.children import Emit, forked
 from bench.generic import break_delta
+from bench.given_back import GivenBack
 from bench.healthy import HEALTHY
 from bench.plan import Case
 from bench.score import Outcome, Result
 from bench.truth import Expected, Stored, ask_chroma
-from bench.zoo import laid_out
+from bench.zoo import thawed
 from local.deltas import CollectionContent, DeltaContent, _client
 from shared.verdict import Depth, Status
 
@@ -128,8 +129,9 @@ def _made(root: Path, place: Path, delta: Path, case: Case) -> tuple[Expected, b
         expected = Stored(*pickle.loads((place / "content").read_bytes()))  # noqa: S301 -- written above
         manifest = manifest_of(delta)
     elif case.source == "zoo":
-        folder, expected = laid_out(case.base, place / "frozen")
-        folder.rename(delta)
+        made = thawed(case.base, place / "frozen")
+        expected = GivenBack.of(made, place)
+        made.folder.rename(delta)
         manifest = manifest_of(delta)
     else:
         base = root / "bases" / case.base

@@ -1,4 +1,4 @@
-"""The zoo's directories as bases: what clients of 14 releases wrote, with Chroma's own answer as the truth.
+"""The zoo's directories as bases of damage: what clients of 14 releases wrote, frozen.
 
 What may be done to one is seen by looking at it: whether all its vectors are in the queue, how many indexes it has on
 disk, and whether a damage finds what it would break.
@@ -11,79 +11,25 @@ import sqlite3
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import closing
-from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any
 
 from bench.bases import BASES
-from bench.children import Emit
 from bench.generic import GENERIC, break_delta
 from devtools.zoo.frozen import FOLDER, SUFFIX, Frozen, all_frozen
-from devtools.zoo.opinion import answers_difference, opinion
-from devtools.zoo.reader import read
-from devtools.zoo.truth import Answer
+from devtools.zoo.opinion import opinion
+from devtools.zoo.specimens import Specimen
 from local.breaks import PICKLE, DoesNotApply
 from local.damage import DAMAGES, Needs
 from shared.delta import DATABASE
-from shared.inspection.contents import opened_delta
 from shared.verdict import Depth
 
 _TORN = "torn-copy"  # replaces a delta by another one
 
 
-@dataclass(frozen=True, slots=True)
-class GivenBack:
-    """What Chroma gave back of a directory of the zoo, of every tenant and database.
-
-    Args:
-        answer: What it gave back.
-        cosine: Names of collections with a cosine index: what is put into one anew, it rounds.
-    """
-
-    answer: Answer
-    cosine: frozenset[str]
-
-    def differences(self, folder: Path, emit: Emit, *, count_first: bool) -> tuple[list[str], list[str]]:  # noqa: ARG002
-        """As `bench.truth.Expected` says; collections are counted one by one, each before it is read."""
-        found = _Announced(emit)
-        read(str(folder), found)
-        if _held(found) != _held(self.answer):
-            return [f"{_held(found)} instead of {_held(self.answer)}"[:200]], []
-        values = [f"metadata of collection {name!r} differs" for name in _otherwise_described(found, self.answer)]
-        values += filter(None, [answers_difference(found, self.answer, cosine=self.cosine)])
-        return ([] if values else found["search"][:1]), values
-
-
-class _Announced(dict[str, Any]):
-    """An answer that is being given: each stage is announced."""
-
-    def __init__(self, emit: Emit) -> None:
-        super().__init__(collections=[], search=[])
-        self._emit = emit
-
-    def __setitem__(self, key: str, value: Any) -> None:
-        super().__setitem__(key, value)
-        if key == "stage":  # `open ...`, the collection it gets, `count of ...`, `get of ...` and so on
-            what = str(value).split(" ", 1)[0]
-            self._emit("list" if "/" in what else what)
-
-
-def _held(answer: Answer) -> dict[tuple[str, ...], list[str]]:
-    return {(*part["at"], part["name"]): sorted(part["ids"]) for part in answer["collections"]}
-
-
-def _otherwise_described(found: Answer, wanted: Answer) -> list[str]:
-    by_place = {(*part["at"], part["name"]): part["metadata"] for part in found["collections"]}
-    return [part["name"] for part in wanted["collections"] if by_place[*part["at"], part["name"]] != part["metadata"]]
-
-
-def laid_out(name: str, folder: Path) -> tuple[Path, GivenBack]:
-    """A base in a new folder, and what should come back of it."""
-    made = Frozen(FOLDER / f"{name}{SUFFIX}").thaw(folder)
-    with opened_delta(made.folder) as delta:
-        cosine = frozenset(collection.name for collection in delta.collections if collection.cosine)
-    return made.folder, GivenBack(made.truth.answer, cosine)
+def thawed(name: str, folder: Path) -> Specimen:
+    """A base, laid out in a folder that is empty."""
+    return Frozen(FOLDER / f"{name}{SUFFIX}").thaw(folder)
 
 
 @cache
@@ -137,7 +83,7 @@ def _needs(ours: Sequence[str]) -> Needs:
 def _applies(kind: str, name: str, seed: int) -> bool:
     """Whether a damage can be done to a base, and changes anything."""
     with tempfile.TemporaryDirectory(prefix="zoo-") as scratch:
-        delta, _ = laid_out(name, Path(scratch))
+        delta = thawed(name, Path(scratch)).folder
         before = _bytes(delta)
         try:
             break_delta(kind, name, seed, delta)
