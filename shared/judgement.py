@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from shared.deadline import UNLIMITED, Deadline
 from shared.delta import DeltaLocation, Listing
-from shared.errors import CouldNotCheck, StorageError
+from shared.errors import CouldNotCheck, StorageError, faults_explained
 from shared.findings import Weight
 from shared.inspection import chroma
 from shared.inspection.witness import second_witness
@@ -181,7 +181,7 @@ def _confirm(look: Look, settings: Settings, step: Step, deadline: Deadline) -> 
         deadline.check("asking Chroma")
         seconds = min(settings.probe_timeout_seconds, deadline.left / chroma.ATTEMPTS)
         folder = look.content.folder()
-        with step("probe"):
+        with step("probe"), faults_explained("asking Chroma about what the bytes hold"):
             witness = second_witness(folder, look.listing, look.observed, seconds)
     except CouldNotCheck as fault:
         detail = f"nothing is done without Chroma's word, and it could not be asked: {fault.detail}"
