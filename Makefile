@@ -44,7 +44,7 @@ test: $(STAMP) $(if $(shell command -v $(NPM)),$(NODE_STAMP))  ## all tests
 fast: $(STAMP)  ## the tests that take seconds
 	@$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow"
 
-scorecard: $(STAMP)  ## break hundreds of deltas, ask Chroma, and score every depth and its rivals (6 minutes)
+scorecard: $(STAMP)  ## break hundreds of deltas, ours and the zoo's, ask Chroma, and score every depth and its rivals (10 minutes)
 	@$(BIN)/python -m bench.scorecard
 
 fuzz: $(STAMP)  ## 100,000 broken inputs for the parsers

@@ -17,6 +17,7 @@ from pathlib import Path
 
 from devtools.damage import database_breaks as db
 from devtools.damage import file_breaks
+from devtools.damage.catalogue import apply_damage
 from devtools.damage.deltas import copy_across_commit, copy_while_writing
 from devtools.damage.file_breaks import HEADER, JOURNAL, LENGTHS, LEVEL0, LINKS, PAGE, PICKLE, WAL, Break
 from shared.model.delta import DATABASE
@@ -75,7 +76,7 @@ def flipped_bits(name: str, most: int = 1) -> Break:
     """Flip up to so many bits somewhere in a file."""
 
     def break_(directory: Path, rng: random.Random) -> str:
-        path = file_breaks.file(directory, name)
+        path = file_breaks.filled(directory, name)
         content = bytearray(path.read_bytes())
         done = []
         for _ in range(rng.randrange(1, most + 1)):
@@ -158,7 +159,7 @@ def words_overwritten(name: str) -> Break:
     """Overwrite one word of a file with a number that is often wrong and sometimes plausible."""
 
     def break_(directory: Path, rng: random.Random) -> str:
-        path = file_breaks.file(directory, name)
+        path = file_breaks.filled(directory, name)
         content = bytearray(path.read_bytes())
         at = 4 * rng.randrange(len(content) // 4)
         word = rng.choice((0, 1, 2, 7, 16, 17, 59, 60, 68, 136, 2**16, 2**31, 2**32 - 1, rng.getrandbits(32)))
@@ -174,7 +175,7 @@ def bytes_overwritten(name: str) -> Break:
     """Overwrite one byte of a file."""
 
     def break_(directory: Path, rng: random.Random) -> str:
-        path = file_breaks.file(directory, name)
+        path = file_breaks.filled(directory, name)
         content = bytearray(path.read_bytes())
         at = rng.randrange(len(content))
         old, content[at] = content[at], rng.choice((0, 1, 46, 75, 104, 255, rng.randrange(256)))
@@ -305,3 +306,21 @@ GENERIC: tuple[Generic, ...] = (
     Generic("torn-copy-across-commit", ("queued",), 2, torn(copy_across_commit)),
 )  # fmt: skip
 """All of it, in a stable order."""
+
+
+def break_delta(kind: str, base: str, seed: int, directory: Path) -> str:
+    """Break a closed delta in place by either generator, and say how.
+
+    Args:
+        kind: Of damage: of `devtools.damage.catalogue`, or of those here.
+        base: Name of the delta; chance depends on it.
+        seed: Of chance.
+        directory: The delta.
+
+    Raises:
+        DoesNotApply: The delta has nothing that this could break.
+    """
+    for generic in GENERIC:
+        if generic.kind == kind:
+            return generic.break_(directory, random.Random(f"{kind} {base} {seed}"))  # noqa: S311 -- repeatable
+    return apply_damage(kind, directory, seed)

@@ -10,12 +10,16 @@ from typing import Literal
 from bench.bases import SUITABLE
 from bench.generic import GENERIC
 from bench.healthy import HEALTHY
+from bench.zoo import zoo_bases, zoo_damages
 from devtools.damage.catalogue import DAMAGES
 
 Group = Literal["tuned", "held-back"]
 
 SEEDS: Mapping[Group, tuple[int, ...]] = {"tuned": (11, 12, 13), "held-back": (50_021, 50_022, 50_023)}
 """Rules may be tuned on what the first show. The others say how they do on what nobody looked at."""
+
+UNDAMAGED = "undamaged"
+"""The kind of a directory of the zoo to which nothing was done."""
 
 _QUICK = 10
 _SHARE = 16
@@ -27,9 +31,9 @@ class Case:
 
     Args:
         group: Of seeds.
-        source: `catalogue`, `generic` or `healthy`.
-        kind: The damage, or the sort of healthy delta.
-        base: What is damaged; empty for a healthy delta.
+        source: `catalogue`, `generic`, `zoo` for both damages of what real clients wrote, or `healthy`.
+        kind: The damage, or the sort of healthy delta; `UNDAMAGED` for what real clients wrote.
+        base: What is damaged, or not; empty for a healthy delta that is made anew.
         seed: Of its chance.
         value_only: Whether the catalogue says that structure cannot show it.
         refused: Whether the catalogue says that the rules refuse it, whatever Chroma makes of it.
@@ -38,7 +42,7 @@ class Case:
     """
 
     group: Group
-    source: Literal["catalogue", "generic", "healthy"]
+    source: Literal["catalogue", "generic", "zoo", "healthy"]
     kind: str
     base: str
     seed: int
@@ -48,6 +52,11 @@ class Case:
     telling: bool = False
 
     @property
+    def healthy(self) -> bool:
+        """Whether nothing was done to it."""
+        return self.source == "healthy" or self.kind == UNDAMAGED
+
+    @property
     def sampled(self) -> bool:
         """Whether it is one of those, an even share, that are asked what takes long."""
         return zlib.crc32(f"{self.kind} {self.base} {self.seed}".encode()) % _SHARE == 0
@@ -55,8 +64,9 @@ class Case:
 
 def cases(group: Group, *, quick: bool = False) -> list[Case]:
     """All cases of a group, or a tenth of them."""
-    every = [*_catalogue(group), *_generic(group), *_healthy(group)]
-    return every[::_QUICK] if quick else every
+    every = _QUICK if quick else 1
+    ours = [*_catalogue(group), *_generic(group), *_healthy(group)]
+    return [*ours[::every], *_zoo(group, every)]
 
 
 def _catalogue(group: Group) -> Iterator[Case]:
@@ -79,3 +89,17 @@ def _generic(group: Group) -> Iterator[Case]:
 def _healthy(group: Group) -> Iterator[Case]:
     for number, kind in enumerate(HEALTHY):
         yield Case(group, "healthy", kind, "", SEEDS[group][0] * 1000 + number)
+
+
+def _zoo(group: Group, every: int) -> Iterator[Case]:
+    known = {damage.kind: damage for damage in DAMAGES}
+    telling = {generic.kind for generic in GENERIC if generic.telling}
+    half = [*SEEDS].index(group)  # of kinds and of bases: both groups together have each once
+    for kind, base, seed in zoo_damages(half, SEEDS[group][0], every):
+        if damage := known.get(kind):
+            harmless = not damage.harm and not damage.refused
+            yield Case(group, "zoo", kind, base, seed, damage.value_only, damage.refused, harmless)
+        else:
+            yield Case(group, "zoo", kind, base, seed, telling=kind in telling)
+    for base in [*zoo_bases()][half :: 2 * every]:
+        yield Case(group, "zoo", UNDAMAGED, base, SEEDS[group][0])

@@ -21,7 +21,7 @@ import chromadb.api.rust  # noqa: F401 -- the children of `ask_chroma` inherit w
 import numpy as np
 
 from bench.plan import SEEDS, Case, cases
-from bench.truth import ask_chroma, same
+from bench.truth import Stored, ask_chroma, same
 from bench.worker import _build, _made, _Work
 from devtools.damage.deltas import CollectionContent, DeltaContent
 from shared.inspection.chroma.contents import opened_delta
@@ -41,7 +41,8 @@ def main() -> int:
     parser.add_argument("--manifest", action="store_true", help="with the manifest that was written before the damage")
     parser.add_argument("--results", type=Path, help="write a line of JSON for each delta there")
     chosen = parser.parse_args()
-    damaged = [case for case in cases(chosen.group) if case.base and not case.kind.startswith("torn-copy")]
+    ours = [case for case in cases(chosen.group) if case.source in ("catalogue", "generic")]
+    damaged = [case for case in ours if not case.kind.startswith("torn-copy")]
     if chosen.limit:
         damaged = damaged[:: max(1, len(damaged) // chosen.limit)][: chosen.limit]
     lines = []
@@ -72,7 +73,8 @@ def _results(damaged: list[Case], *, with_manifest: bool) -> Iterator[dict[str, 
 
 def _salvaged(root: Path, place: Path, case: Case, *, with_manifest: bool) -> dict[str, Any]:
     delta, out = place / "delta", place / "out"
-    content, cosine, manifest, done = _made(root, place, delta, case)
+    expected, manifest, done = _made(root, place, delta, case)
+    assert isinstance(expected, Stored)
     if with_manifest and manifest is not None:
         (delta / MANIFEST).write_bytes(manifest)
     line = {"kind": case.kind, "base": case.base, "seed": case.seed, "done": done, "wrong": ""}
@@ -82,11 +84,11 @@ def _salvaged(root: Path, place: Path, case: Case, *, with_manifest: bool) -> di
         return line | {"outcome": "undetermined", "reason": f"{fault.code}: {fault.detail}"}
     line |= {"outcome": salvage.outcome, "reason": salvage.reason, "verdict": salvage.verdict}
     if salvage.outcome == "whole":
-        line["wrong"] = ask_chroma(out, content, cosine, place).harm
+        line["wrong"] = ask_chroma(out, expected, place).harm
     elif salvage.outcome == "partial":
-        line["wrong"] = _wrong_in_part(out, content, cosine)
+        line["wrong"] = _wrong_in_part(out, expected.content, expected.cosine)
     line["kept"] = sum(part.count for part in salvage.collections)
-    line["stored"] = content.count
+    line["stored"] = expected.content.count
     return line
 
 

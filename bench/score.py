@@ -70,10 +70,10 @@ class Result:
 
     @property
     def value_only(self) -> bool:
-        """Whether the harm is in values alone. For planned damage the catalogue says so, for chance the outcome."""
-        if self.case.source == "catalogue":
-            return self.case.value_only
-        return self.sort == "values" and not self.case.telling
+        """Whether the harm is in values alone. For damage that was planned for our own bases the catalogue says so, for
+        all other the outcome, too."""
+        by_outcome = self.case.source != "catalogue" and self.sort == "values" and not self.case.telling
+        return self.case.value_only or by_outcome
 
     def held(self, checker: str) -> bool:
         """Whether this checker's word keeps the delta out of a merge."""
@@ -104,11 +104,11 @@ class Result:
 
     def _may_be_refused(self, checker: str) -> bool:
         codes = set(self.said[checker]["codes"])
-        if self.case.source == "healthy":
+        if self.case.healthy:
             return False
         if self.case.harmless:  # nothing but a manifest may object
             return bool(codes) and all(code.startswith("manifest.") for code in codes)
-        if self.case.source == "catalogue":
+        if self.case.source == "catalogue" or self.case.refused:
             return True  # broken by plan: harmful to some delta, or refused
         return not codes or bool(codes & REFUSABLE)
 
@@ -154,7 +154,7 @@ def tally(results: Iterable[Result], checkers: Iterable[str]) -> Tally:
         sums.cases += 1
         sums.harmful += bool(result.harm) and not result.value_only
         sums.value_only += bool(result.harm) and result.value_only
-        sums.healthy += result.case.source == "healthy" and not result.harm
+        sums.healthy += result.case.healthy and not result.harm
         statuses = {result.said[name]["status"] for name in names}
         sums.undetermined += "undetermined" in statuses
         sums.raised += "raised" in statuses

@@ -1,4 +1,6 @@
-"""`make scorecard`: damages hundreds of deltas, asks real Chroma which are harmed, and scores every checker on them."""
+"""`make scorecard`: damages hundreds of deltas, our own and those of the zoo, asks real Chroma which are harmed, and
+scores every checker on them.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +22,7 @@ from typing import Any
 
 from bench.bases import BASES
 from bench.checkers import OURS, RIVALS
-from bench.plan import SEEDS, Case, Group, cases
+from bench.plan import SEEDS, UNDAMAGED, Case, Group, cases
 from bench.score import Outcome, Result, Tally, tally
 from shared.storage.scratch import scratch_folder, sweep_scratch
 
@@ -44,7 +46,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     sweep_scratch()
     plan = [case for group in groups for case in cases(group, quick=options.quick)]
     if options.only:
-        plan = [case for case in plan if options.only in f"{case.kind} {case.base} {case.seed}"]
+        plan = [case for case in plan if options.only in f"{case.source} {case.kind} {case.base} {case.seed}"]
     results: list[Result] = []
     try:
         for line in judged(plan, options.keep):
@@ -56,7 +58,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     order = {case: position for position, case in enumerate(plan)}
     results.sort(key=lambda result: order[result.case])
     for group in groups:
-        _print_group(group, [result for result in results if result.case.group == group])
+        of_group = [result for result in results if result.case.group == group]
+        for bases, zoo in (("our own bases", False), ("the zoo's bases", True)):
+            if some := [result for result in of_group if (result.case.source == "zoo") is zoo]:
+                _print_group(group, bases, some)
     if options.list_misses:
         _print_misses(results)
     _say(f"\n{len(results)} deltas in {time.monotonic() - started:.0f} s")
@@ -70,7 +75,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--seeds", choices=[*SEEDS, "both"], default="both", help="which group of seeds (both)")
     parser.add_argument("--quick", action="store_true", help="a tenth of the deltas")
     parser.add_argument("--list-misses", action="store_true", help="each miss and false alarm, with how to make it")
-    parser.add_argument("--only", default="", metavar="TEXT", help="only cases whose kind, base and seed contain this")
+    parser.add_argument(
+        "--only", default="", metavar="TEXT", help="only cases whose source, kind, base and seed contain this"
+    )
     parser.add_argument("--keep", type=Path, metavar="DIR", help="copy what structure misses, or alarms at, to here")
     return parser
 
@@ -158,13 +165,13 @@ def _say(text: str = "") -> None:
     sys.stdout.write(text + "\n")
 
 
-def _print_group(group: Group, results: Sequence[Result]) -> None:
-    _say(f"\n== seeds: {group}, {len(results)} deltas ==\n")
+def _print_group(group: Group, bases: str, results: Sequence[Result]) -> None:
+    _say(f"\n== seeds: {group}, {bases}, {len(results)} deltas ==\n")
     kinds: dict[str, list[Result]] = defaultdict(list)
     for result in results:
         kinds[result.case.kind].append(result)
     rows = [(kind, tally(of_kind, _CHECKERS)) for kind, of_kind in kinds.items()]
-    notable = [row for row in rows if _notable(row[1])]
+    notable = [(kind, sums) for kind, sums in rows if kind == UNDAMAGED or _notable(sums)]
     named = {kind for kind, _ in notable}
     rest = defaultdict(list)
     for result in results:

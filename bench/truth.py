@@ -9,10 +9,10 @@ from __future__ import annotations
 import json
 import math
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -22,11 +22,11 @@ from shared.inspection.probe.program import opened
 
 _OPENS = 2
 _NEAREST = 10
-_FEW = 0.5  # an index that finds less than this share of its vectors has come apart
-_TOGETHER = 50  # texts in one search
+FEW = 0.5  # an index that finds less than this share of its vectors has come apart
+TOGETHER = 50  # texts in one search
 _DIGITS = 1e-9
 _COSINE_DIGITS = 1e-6
-_WORDS = ("amber", "cedar delta", "number 3", "no such words")
+WORDS = ("amber", "cedar delta", "number 3", "no such words")
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,13 +49,45 @@ class Truth:
         return asdict(self)
 
 
-def ask_chroma(delta: Path, content: DeltaContent, cosine: bool, scratch: Path) -> Truth:
-    """Compares what Chroma reads from a delta with what was stored in it.
+class Expected(Protocol):
+    """What should come back of a delta."""
+
+    def differences(self, folder: Path, emit: Emit, *, count_first: bool) -> tuple[list[str], list[str]]:
+        """What Chroma gives back otherwise: what is lost, and which values are others.
+
+        Args:
+            folder: The delta, which may be written to.
+            emit: Is told what is asked; `open`, `list` and `count` come before all else.
+            count_first: Whether every collection is counted before anything else is asked.
+
+        Raises:
+            BaseException: Whatever Chroma raises.
+        """
+
+
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """What was stored in the default database.
+
+    Args:
+        content: What was stored.
+        cosine: Whether its indexes measure by cosine; their vectors come back with a rounding error.
+    """
+
+    content: DeltaContent
+    cosine: bool
+
+    def differences(self, folder: Path, emit: Emit, *, count_first: bool) -> tuple[list[str], list[str]]:
+        """As `Expected` says."""
+        return _differences(folder, self.content, self.cosine, emit, count_first=count_first)
+
+
+def ask_chroma(delta: Path, expected: Expected, scratch: Path) -> Truth:
+    """Compares what Chroma reads from a delta with what should come back.
 
     Args:
         delta: The delta. Only copies of it are opened.
-        content: What was stored.
-        cosine: Whether its indexes measure by cosine; their vectors come back with a rounding error.
+        expected: What should come back.
         scratch: An empty folder for the copies.
     """
     seed_passes = True
@@ -63,7 +95,7 @@ def ask_chroma(delta: Path, content: DeltaContent, cosine: bool, scratch: Path) 
         copy = scratch / f"copy-{attempt}"
         shutil.copytree(delta, copy)
         try:
-            ended = _opened_twice(copy, content, cosine)
+            ended = _opened_twice(copy, expected)
         finally:
             shutil.rmtree(copy)
         seed_passes = ended.seed_passes if attempt == 0 else seed_passes and ended.seed_passes
@@ -72,12 +104,12 @@ def ask_chroma(delta: Path, content: DeltaContent, cosine: bool, scratch: Path) 
     return Truth(ended.harm, ended.sort, seed_passes)
 
 
-def _opened_twice(copy: Path, content: DeltaContent, cosine: bool) -> Truth:
+def _opened_twice(copy: Path, expected: Expected) -> Truth:
     seed_passes = True
     for opening in range(_OPENS):
 
         def read(emit: Emit, first: bool = opening == 0) -> Any:
-            return _differences(copy, content, cosine, emit, count_first=first)
+            return expected.differences(copy, emit, count_first=first)
 
         ended = forked(in_folder(copy.parent, read))
         if opening == 0:
@@ -205,7 +237,7 @@ def _query(collection: Any, expected: CollectionContent, emit: Emit) -> list[str
     found = collection.query(query_embeddings=[queries[0]], n_results=len(known), include=[])["ids"][0]
     if set(found) - known:
         losses.append(f"a query for all finds {len(set(found) - known)} unknown ids")
-    if len(set(found)) < _FEW * len(known):
+    if len(set(found)) < FEW * len(known):
         losses.append(f"a query for all finds {len(set(found))} of {len(known)}")
     return losses
 
@@ -214,14 +246,14 @@ def _lookups(collection: Any, expected: CollectionContent, emit: Emit, values: l
     """Searches of text and metadata against the documents and metadata that were stored."""
     losses = []
     emit("text search")
-    for word in _WORDS:
+    for word in WORDS:
         found = set(collection.get(where_document={"$contains": word}, include=[])["ids"])
         pairs = zip(expected.ids, expected.documents, strict=True)
         if found != {id_ for id_, text in pairs if text is not None and word in text} and not values:
             losses.append(f"search for {json.dumps(word)} finds {len(found)} others")
     texts = [(id_, text) for id_, text in zip(expected.ids, expected.documents, strict=True) if text and len(text) > 2]
-    for start in range(0, len(texts), _TOGETHER):
-        some = texts[start : start + _TOGETHER]
+    for start in range(0, len(texts), TOGETHER):
+        some = texts[start : start + TOGETHER]
         wanted = [{"$contains": text} for _, text in some]
         found = set(collection.get(where_document={"$or": wanted} if len(wanted) > 1 else wanted[0], include=[])["ids"])
         missed = sum(id_ not in found for id_, _ in some)
@@ -230,9 +262,9 @@ def _lookups(collection: Any, expected: CollectionContent, emit: Emit, values: l
     if expected.ids:
         emit("text query")
         collection.query(
-            query_embeddings=[expected.vectors[0]], n_results=1, where_document={"$contains": _WORDS[0]}, include=[]
+            query_embeddings=[expected.vectors[0]], n_results=1, where_document={"$contains": WORDS[0]}, include=[]
         )
-    for key, value in _one_of_each_type(expected):
+    for key, value in one_of_each_type(expected.metadatas):
         emit(f"where {key} is a {type(value).__name__}")
         matching = set(collection.get(where={key: value}, include=[])["ids"])
         rows = zip(expected.ids, expected.metadatas, strict=True)
@@ -244,10 +276,10 @@ def _lookups(collection: Any, expected: CollectionContent, emit: Emit, values: l
     return losses
 
 
-def _one_of_each_type(expected: CollectionContent) -> list[tuple[str, Any]]:
+def one_of_each_type(metadatas: Iterable[Mapping[str, Any] | None]) -> list[tuple[str, Any]]:
     """A key and a value of each type that a filter takes: each type has a column and an index of its own."""
     found: dict[type, tuple[str, Any]] = {bool: ("even", True)}
-    for row in expected.metadatas:
+    for row in metadatas:
         for key, value in (row or {}).items():
             if type(value) in (str, int, float):
                 found.setdefault(type(value), (key, value))

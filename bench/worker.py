@@ -25,12 +25,13 @@ import numpy as np
 from bench.bases import build_base, is_cosine
 from bench.checkers import SEED, ask_checkers, manifest_of, would_be_moved
 from bench.children import Emit, forked
-from bench.generic import GENERIC
+from bench.generic import break_delta
+from bench.given_back import GivenBack
 from bench.healthy import HEALTHY
 from bench.plan import Case
 from bench.score import Outcome, Result
-from bench.truth import ask_chroma
-from devtools.damage.catalogue import apply_damage
+from bench.truth import Expected, Stored, ask_chroma
+from bench.zoo import thawed
 from devtools.damage.deltas import CollectionContent, DeltaContent, _client
 from shared.model.verdict import Depth, Status
 
@@ -87,13 +88,11 @@ def _judge(work: _Work, case: Case) -> dict[str, Any]:
     shutil.rmtree(place, ignore_errors=True)
     place.mkdir()
     delta = place / "delta"
-    content, cosine, manifest, done = _made(work.root, place, delta, case)
-    if not case.base:
-        done = "healthy"
+    expected, manifest, done = _made(work.root, place, delta, case)
     checkers = ask_checkers(delta, manifest, place)
     if case.kind.startswith("torn-copy"):
-        content = _torn_content(delta, place, case)
-    truth = ask_chroma(delta, content, cosine, place)
+        expected = Stored(_torn_content(delta, place, case), is_cosine(case.base))
+    truth = ask_chroma(delta, expected, place)
     checkers[SEED] = {
         "status": str(Status.HEALTHY if truth.seed_passes else Status.CORRUPT), "codes": [], "reason": ""
     }  # fmt: skip
@@ -112,8 +111,14 @@ def _judge(work: _Work, case: Case) -> dict[str, Any]:
     return line
 
 
-def _made(root: Path, place: Path, delta: Path, case: Case) -> tuple[DeltaContent, bool, bytes | None, str]:
-    if not case.base:
+def _made(root: Path, place: Path, delta: Path, case: Case) -> tuple[Expected, bytes | None, str]:
+    """Makes the delta of a case.
+
+    Returns:
+        What should come back of it, its manifest from before the damage, and what was done to it.
+    """
+    expected: Expected
+    if case.source == "healthy":
 
         def make(_: Emit) -> None:
             (place / "content").write_bytes(pickle.dumps(HEALTHY[case.kind](delta, case.seed)))
@@ -121,19 +126,22 @@ def _made(root: Path, place: Path, delta: Path, case: Case) -> tuple[DeltaConten
         ended = forked(make, _BUILD_SECONDS)
         if ended.trouble:
             raise RuntimeError(f"{case}: {ended.trouble}")
-        content, cosine = pickle.loads((place / "content").read_bytes())  # noqa: S301 -- written above
-        return content, cosine, manifest_of(delta), ""
-    base = root / "bases" / case.base
-    shutil.copytree(base / "delta", delta)
-    content = pickle.loads((base / "content").read_bytes())  # noqa: S301 -- written by _build
-    if case.source == "catalogue":
-        done = apply_damage(case.kind, delta, case.seed)
+        expected = Stored(*pickle.loads((place / "content").read_bytes()))  # noqa: S301 -- written above
+        manifest = manifest_of(delta)
+    elif case.source == "zoo":
+        made = thawed(case.base, place / "frozen")
+        expected = GivenBack.of(made, place)
+        made.folder.rename(delta)
+        manifest = manifest_of(delta)
     else:
-        generic = next(generic for generic in GENERIC if generic.kind == case.kind)
-        rng = random.Random(f"{case.kind} {case.base} {case.seed}")  # noqa: S311 -- repeatable, not secret
-        done = generic.break_(delta, rng)
-    manifest = None if case.kind.startswith("torn-copy") else (base / "manifest").read_bytes()
-    return content, is_cosine(case.base), manifest, done
+        base = root / "bases" / case.base
+        shutil.copytree(base / "delta", delta)
+        content = pickle.loads((base / "content").read_bytes())  # noqa: S301 -- written by _build
+        expected, manifest = Stored(content, is_cosine(case.base)), (base / "manifest").read_bytes()
+    if case.healthy:
+        return expected, manifest, "healthy"
+    done = break_delta(case.kind, case.base, case.seed, delta)
+    return expected, None if case.kind.startswith("torn-copy") else manifest, done
 
 
 def _torn_content(delta: Path, place: Path, case: Case) -> DeltaContent:

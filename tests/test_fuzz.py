@@ -39,7 +39,7 @@ def test_a_broken_promise_is_reported_with_the_way_to_make_it_again(
     def crash(data: bytes) -> None:
         raise KeyError(len(data))
 
-    monkeypatch.setattr("tests.support.fuzz.idmap.parse", crash)
+    monkeypatch.setattr("tests.support.fuzz.id_map.parse", crash)
     assert main(["--inputs", "5", "--seed", "7", "--only", "idmap"]) == 1
     told = capsys.readouterr().out
     assert "KeyError" in told

@@ -50,7 +50,8 @@ def apply_damage(kind: str, directory: Path, seed: int = 0) -> str:
     """Break a closed delta in place, and say how. The same bytes and seed give the same damage.
 
     Raises:
-        ValueError: There is no such kind, or the delta has no index and this kind needs one.
+        ValueError: There is no such kind.
+        DoesNotApply: The delta has nothing that this kind could break: no index, no such table, row or record.
     """
     for damage in DAMAGES:
         if damage.kind == kind:

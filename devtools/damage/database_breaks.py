@@ -10,7 +10,7 @@ from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 
-from devtools.damage.file_breaks import JOURNAL, PAGE, WAL, Break, connected, patch
+from devtools.damage.file_breaks import JOURNAL, PAGE, WAL, Break, DoesNotApply, connected, patch
 from shared.model.delta import DATABASE
 
 
@@ -20,17 +20,27 @@ def sql(*statements: str) -> Break:
     def break_(directory: Path, rng: random.Random) -> str:
         pick = rng.randrange(2**31)
         with connected(directory) as database:
-            changed = sum(max(0, database.execute(sql, {"pick": pick}).rowcount) for sql in statements)
+            try:
+                changed = sum(max(0, database.execute(sql, {"pick": pick}).rowcount) for sql in statements)
+            except sqlite3.Error as error:
+                raise DoesNotApply(f"{directory}: {'; '.join(statements)}: {error}") from error
         return f"{statements[0]} (pick {pick}): {changed} rows"
 
     return break_
 
 
 def pages_of(directory: Path, name: str) -> list[int]:
-    """Offsets of the b-tree pages of a table or index: the root first, leaves last."""
+    """Offsets of the b-tree pages of a table or index: the root first, leaves last.
+
+    Raises:
+        DoesNotApply: There is no such table, or pages have another size.
+    """
     with connected(directory) as database:
-        (root,) = database.execute("SELECT rootpage FROM sqlite_master WHERE name = ?", (name,)).fetchone()
-    data, numbers = (directory / DATABASE).read_bytes(), [root]
+        row = database.execute("SELECT rootpage FROM sqlite_master WHERE name = ?", (name,)).fetchone()
+        ((size,),) = database.execute("PRAGMA page_size")
+    if row is None or size != PAGE:
+        raise DoesNotApply(f"{directory}: no {name}, or pages of {size} bytes")
+    data, numbers = (directory / DATABASE).read_bytes(), [row[0]]
     for number in numbers:
         page = data[(number - 1) * PAGE : number * PAGE]
         if page[0] in (2, 5):  # an interior page: its children, of which the header names the last
@@ -80,6 +90,8 @@ def queue_vector(change: Callable[[bytes, random.Random], bytes]) -> Break:
     def break_(directory: Path, rng: random.Random) -> str:
         with connected(directory) as database:
             rows = database.execute("SELECT seq_id, vector FROM embeddings_queue WHERE vector NOT NULL").fetchall()
+            if not rows:
+                raise DoesNotApply(f"{directory}: no vector is in the queue")
             seq_id, vector = rng.choice(rows)
             changed = change(vector, rng)
             database.execute("UPDATE embeddings_queue SET vector = ? WHERE seq_id = ?", (changed, seq_id))
@@ -103,7 +115,7 @@ def document_byte_changed(directory: Path, rng: random.Random) -> str:
                     return done
             path.write_bytes(original)  # those bytes were left over by a row that moved
             at = original.find(old, at + 1, start + PAGE)
-    raise ValueError(f"{directory}: the text of row {row} does not lie within one page")
+    raise DoesNotApply(f"{directory}: the text of row {row} does not lie within one page")
 
 
 def document_changed(directory: Path, rng: random.Random) -> str:
@@ -120,10 +132,15 @@ def document_changed(directory: Path, rng: random.Random) -> str:
 
 
 def _document(directory: Path, rng: random.Random) -> tuple[int, str]:
-    """Row id and text of some document."""
+    """Row id and text of some document that is long enough to be told from other bytes."""
     with connected(directory) as database:
-        sql = "SELECT id, string_value FROM embedding_metadata WHERE key = 'chroma:document' ORDER BY id"
-        row, text = rng.choice(database.execute(sql).fetchall())
+        sql = (
+            "SELECT id, string_value FROM embedding_metadata WHERE key = 'chroma:document' AND length(string_value) > 9"
+        )
+        rows = database.execute(f"{sql} ORDER BY id").fetchall()
+    if not rows:
+        raise DoesNotApply(f"{directory}: no document of ten characters")
+    row, text = rng.choice(rows)
     return int(row), str(text)
 
 
@@ -131,10 +148,16 @@ def _before_and_after(directory: Path) -> tuple[bytes, bytes]:
     """The database as it was ahead of its last write, and as it is: equally long."""
     after = (directory / DATABASE).read_bytes()
     with closing(sqlite3.connect(":memory:", isolation_level=None)) as database:
-        database.deserialize(after)
-        for table in ("embeddings_queue", "embeddings"):
-            database.execute(f"DELETE FROM {table} WHERE rowid > (SELECT max(rowid) FROM {table}) - 3")
-        return database.serialize(), after
+        try:
+            database.deserialize(after)
+            for table in ("embeddings_queue", "embeddings"):
+                database.execute(f"DELETE FROM {table} WHERE rowid > (SELECT max(rowid) FROM {table}) - 3")
+        except sqlite3.Error as error:  # WAL mode, or a trigger or tokenizer of a user's
+            raise DoesNotApply(f"{directory}: {error}") from error
+        before = database.serialize()
+    if len(before) != len(after) or int.from_bytes(after[16:18]) != PAGE:
+        raise DoesNotApply(f"{directory}: it shortens itself, or has pages of another size")
+    return before, after
 
 
 def _differing(content: bytes, other: bytes) -> dict[int, bytes]:

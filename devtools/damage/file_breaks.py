@@ -38,6 +38,11 @@ HEADER_FIELDS = {
 }
 PAGE = 4096
 """Bytes of a database page, and of a disk block."""
+_TWO = 2
+
+
+class DoesNotApply(ValueError):
+    """A delta has nothing that a damage could break: no such file, table, row or record."""
 
 
 def connected(directory: Path) -> closing[sqlite3.Connection]:
@@ -46,21 +51,42 @@ def connected(directory: Path) -> closing[sqlite3.Connection]:
 
 
 def file(directory: Path, name: str) -> Path:
-    """The database or a journal, or that file of the first index; a flushed one if there is any."""
-    return directory / name if name in (DATABASE, *JOURNALS) else folders(directory)[0] / name
+    """The database or a journal, which need not exist, or that file of the first index; a flushed one if there is any.
+
+    Raises:
+        DoesNotApply: There is no index, or it has no such file.
+    """
+    if name in (DATABASE, *JOURNALS):
+        return directory / name
+    path = folders(directory)[0] / name
+    if not path.exists():
+        raise DoesNotApply(f"{path}: the index has no such file")
+    return path
+
+
+def filled(directory: Path, name: str) -> Path:
+    """The same, of a file that is not empty.
+
+    Raises:
+        DoesNotApply: It is, or there is none.
+    """
+    path = file(directory, name)
+    if not path.stat().st_size:
+        raise DoesNotApply(f"{path}: it is empty")
+    return path
 
 
 def folders(directory: Path) -> list[Path]:
     """Index folders of the delta, flushed ones first.
 
     Raises:
-        ValueError: There is none.
+        DoesNotApply: There is none.
     """
     with connected(directory) as database:
         segments = database.execute("SELECT id FROM segments WHERE scope = 'VECTOR' ORDER BY id").fetchall()
     folders = [directory / segment for (segment,) in segments if (directory / segment).is_dir()]
     if not folders:
-        raise ValueError(f"{directory}: no collection of this delta has an index folder")
+        raise DoesNotApply(f"{directory}: no collection of this delta has an index folder")
     return sorted(folders, key=lambda folder: not (folder / PICKLE).exists())
 
 
@@ -146,6 +172,8 @@ def header_field(name: str, change: Callable[[int], int]) -> Break:
     def break_(directory: Path, rng: random.Random) -> str:
         path = file(directory, HEADER)
         (old,) = struct.unpack_from(form, path.read_bytes(), at)
+        if not struct.unpack_from("<Q", path.read_bytes(), HEADER_FIELDS["cur_count"][0])[0]:
+            raise DoesNotApply(f"{path}: the index holds nothing")
         return f"{name} from {old} to {change(old)}; " + patch(path, at, struct.pack(form, change(old)))
 
     return break_
@@ -183,6 +211,8 @@ def record(part: str, change: Callable[[bytes, random.Random], bytes]) -> Break:
             "vector": (vector, label),
             "label": (label, size),
         }[part]
+        if not count:
+            raise DoesNotApply(f"{path}: no record is in use")
         number = rng.randrange(count)
         at = number * size + begin
         old = path.read_bytes()[at : number * size + end]
@@ -195,6 +225,8 @@ def block_zeroed(directory: Path, rng: random.Random) -> str:
     """Zero 4 KiB of the records in use, as a lost write of a disk does."""
     header, path = file(directory, HEADER).read_bytes(), file(directory, LEVEL0)
     count, size = (struct.unpack_from("<Q", header, HEADER_FIELDS[name][0])[0] for name in ("cur_count", "rec_size"))
+    if count * size < PAGE:
+        raise DoesNotApply(f"{path}: {count * size} bytes are in use")
     return patch(path, PAGE * rng.randrange(count * size // PAGE), bytes(PAGE))
 
 
@@ -205,6 +237,8 @@ def id_map(change: Callable[[dict[str, Any], random.Random], object]) -> Break:
         path = file(directory, PICKLE)
         with path.open("rb") as stream:
             content = _PlainUnpickler(stream).load()
+        if len(content["id_to_label"]) < _TWO:
+            raise DoesNotApply(f"{path}: it has no two ids")
         change(content, rng)
         path.write_bytes(pickle.dumps(content, protocol=3))
         return f"{PICKLE}: ids {len(content['id_to_label'])}, labels {len(content['label_to_id'])}"
@@ -213,10 +247,10 @@ def id_map(change: Callable[[dict[str, Any], random.Random], object]) -> Break:
 
 
 class _PlainUnpickler(pickle.Unpickler):
-    """Reads values of built-in types, and refuses all else."""
+    """Reads values of built-in types, as in the id maps of 1.x, and refuses all else."""
 
     def find_class(self, module: str, name: str) -> Any:
-        raise pickle.UnpicklingError(f"{module}.{name} in an id map")
+        raise DoesNotApply(f"{module}.{name} in an id map")
 
 
 def id_forgotten(content: dict[str, Any], rng: random.Random) -> None:
@@ -250,7 +284,10 @@ def segments_swapped(name: str) -> Break:
     """Swap one file of the first two indexes."""
 
     def break_(directory: Path, rng: random.Random) -> str:
-        one, two = (folder / name for folder in folders(directory)[:2])
+        present = [folder / name for folder in folders(directory) if (folder / name).exists()]
+        if len(present) < _TWO:
+            raise DoesNotApply(f"{directory}: no two indexes have a {name}")
+        one, two = present[:_TWO]
         content = one.read_bytes()
         one.write_bytes(two.read_bytes())
         two.write_bytes(content)

@@ -18,7 +18,7 @@ from shared.aws.events import NOTICES, Resubmission, ResubmitRequest
 from shared.model.findings import CATALOGUE, Weight
 from shared.model.settings import VARIABLES, Settings
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 _GIB = 1024**3
 
 _WEIGHTS = {

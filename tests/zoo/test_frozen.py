@@ -19,6 +19,8 @@ from typing import Any
 import boto3
 import numpy as np
 import pytest
+from shared.salvage.salvage import salvage_folder
+from shared.storage.store import Store
 
 from compaction.chunk import process
 from compaction.errors import MergeFailed
@@ -36,8 +38,6 @@ from shared.model.delta import DATABASE, DeltaLocation
 from shared.model.errors import CouldNotCheck
 from shared.model.settings import Settings
 from shared.model.verdict import Depth, Status
-from shared.salvage.salvage import salvage_folder
-from shared.storage.store import Store
 from shared.upload import upload_delta
 
 pytestmark = pytest.mark.slow

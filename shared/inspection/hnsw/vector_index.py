@@ -251,7 +251,8 @@ class IndexRecords:
             first = self._lengths.first
             at = first * header.record_size + header.data_offset
             vector = self._files.read("data_level0.bin", at, header.label_offset - header.data_offset).view("<f4")
-            norm = math.sqrt(float(np.square(vector, dtype=np.float64).sum()))
+            with np.errstate(all="ignore"):  # whatever stands there
+                norm = math.sqrt(float(np.square(vector, dtype=np.float64).sum()))
             length = float(self._files.read("length.bin", 4 * first, 4).view("<f4")[0])
             detail = (
                 f"{self._lengths.count} of {header.count} vectors of a cosine index, the first at offset {at}: its "

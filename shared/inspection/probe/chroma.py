@@ -167,22 +167,18 @@ def warm_up() -> None:
 def _attempt(
     folder: Path, seconds: float, look: Look, collections: int, openings: int, asked: Path | None, *, fresh: bool
 ) -> Outcome:
-    with scratch_folder() as scratch:
+    with faults_explained("asking Chroma about a copy of the delta"), scratch_folder() as scratch:
         copy = scratch / "delta"
-        with faults_explained("copying the delta for the probe"):
-            size = _copy(folder, copy)
-        with faults_explained("looking at the copy for the probe"):
-            waiting = (copy / DATABASE).stat().st_size if asked else 0  # of which next to nothing is read then
+        size = _copy(folder, copy)
+        waiting = (copy / DATABASE).stat().st_size if asked else 0  # of which next to nothing is read then
         limits = Limits(seconds, _memory(copy, size - waiting, collections), _FILE_FACTOR * size + _FILE_BYTES)
         for number in range(openings):
             own = scratch / f"opening-{number}"
-            with faults_explained("preparing a probe"):
-                own.mkdir()
+            own.mkdir()
             outcome = _run(copy, own, limits, look, fresh=fresh, asked=asked)
             if outcome.findings:
                 break
-            with faults_explained("removing what a probe found"):
-                shutil.rmtree(own)
+            shutil.rmtree(own)
         return outcome
 
 

@@ -21,7 +21,14 @@ from pathlib import Path
 import numpy as np
 
 from shared.inspection.chroma import sysdb
-from shared.inspection.chroma.contents import OpenDelta, RecordReader, Records, StoredCollection, Unreadable, reading
+from shared.inspection.chroma.contents import (
+    OpenDelta,
+    RecordReader,
+    Records,
+    StoredCollection,
+    Unreadable,
+    reading,
+)
 from shared.inspection.chroma.metadata import inspect_values
 from shared.inspection.chroma.placement import DELETE, UPDATE, UPSERT, Placement, place
 from shared.inspection.chroma.queue import Replay

@@ -3,7 +3,8 @@
 It is what Chroma's answer is measured by before a delta is moved, so nothing counts as held that a healthy delta may
 have and Chroma rightly not give back: what collections, databases or queues have left behind, what was deleted later,
 or what a transaction that never ended had written. And of a vector any that the bytes show for its id may come back,
-whichever of them our rules would expect.
+whichever of them our rules would expect. Where a queued one cannot be read, any at all: the index then may show an
+older one than Chroma has.
 """
 
 from __future__ import annotations
@@ -138,29 +139,34 @@ class Holdings:
         differing: dict[str, list[str]] = defaultdict(list)
         width = page.vectors.shape[1]
         place = {id_: at for at, id_ in enumerate(page.ids)}
-        for seq_id, id_, vector, text in self._queued(holding, page.ids):
-            if isinstance(vector, bytes) and len(vector) == WIDTH * width:
+        unread = set()  # nobody knows what Chroma makes of their vector, and an older one in the index may be replaced
+        for seq_id, id_, vector, encoding, text in self._queued(holding, page.ids):
+            if isinstance(vector, bytes) and len(vector) == WIDTH * width and encoding == ENCODING:
                 queued = np.frombuffer(vector, "<f4")
                 candidates[id_] += [queued, through_cosine(queued[None])[0]]
+            elif vector is not None:
+                unread.add(id_)
             if holding.rows.get(id_) == seq_id == holding.last(id_) and not _as_queued(page, place[id_], text):
                 differing["document or metadata"].append(id_)
-        for id_, vector in holding.in_index(page.ids):
+        for id_, vector in holding.in_index(page.ids) if "embeddings_queue" in self._tables else ():
             if len(vector) == width:
                 candidates[id_].append(vector)
         for id_, vectors in candidates.items():
+            if id_ in unread:
+                continue
             given = np.broadcast_to(page.vectors[place[id_]], (len(vectors), width))
             if not same_vectors(given, np.stack(vectors), cosine=True).any():
                 differing["vector"].append(id_)
         return differing
 
-    def _queued(self, holding: Holding, ids: Sequence[str]) -> Iterator[tuple[int, str, object, object]]:
-        """Number, id, vector and metadata of the queued operations on these ids."""
+    def _queued(self, holding: Holding, ids: Sequence[str]) -> Iterator[tuple[int, str, object, object, object]]:
+        """Number, id, vector, its encoding and metadata of the queued operations on these ids."""
         known = set(ids)
         wanted = sorted(seq_id for id_ in known for seq_id, _ in holding.operations.get(id_, ()))
         for start in range(0, len(wanted), _MOST_PARAMETERS):
             part = wanted[start : start + _MOST_PARAMETERS]
             sql = f"""
-                SELECT seq_id, id, iif(encoding = '{ENCODING}', vector, NULL), metadata FROM embeddings_queue
+                SELECT seq_id, id, vector, encoding, metadata FROM embeddings_queue
                 WHERE seq_id IN ({", ".join("?" * len(part))})
             """  # noqa: S608 - nothing but question marks
             yield from (row for row in self._rows(sql, part) if row[1] in known)

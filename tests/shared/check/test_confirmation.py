@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sqlite3
+from contextlib import closing
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -9,7 +11,8 @@ from typing import Any
 import pytest
 
 from devtools.damage.catalogue import apply_damage
-from shared.check.judgement import Judgement, judge_stored
+from devtools.damage.deltas import DeltaRecipe, build_delta
+from shared.check.judgement import Judgement, judge_folder, judge_stored
 from shared.inspection import layout
 from shared.inspection.probe import witness
 from shared.model.delta import DATABASE, DeltaLocation
@@ -137,3 +140,32 @@ def test_what_a_manifest_proves_needs_no_chroma(
     judgement = asked(store, location, settled)
     assert (judgement.verdict.status, judgement.confirmed) == (Status.CORRUPT, True)
     assert said(judgement).keys() >= {"manifest.checksum_differs"}
+
+
+A_TEXT = "UPDATE embeddings_queue SET vector = CAST(vector AS TEXT) WHERE operation = 1"
+LONGER = "UPDATE embeddings_queue SET vector = CAST(vector || X'0000803f' AS BLOB) WHERE operation = 1"
+A_VIEW = """
+    UPDATE embeddings_queue_config SET config_json_str = replace(config_json_str, 'true', 'false');
+    ALTER TABLE embeddings_queue RENAME TO moved;
+    CREATE VIEW embeddings_queue AS SELECT * FROM moved
+"""
+
+
+@pytest.mark.parametrize(
+    "damage", [LONGER, A_TEXT, A_VIEW], ids=["longer than its dimension", "a text", "behind a view"]
+)
+def test_what_chroma_reads_of_a_queue_that_is_refused_is_not_other_than_the_bytes_hold(
+    tmp_path: Path, settled: Settings, damage: str
+) -> None:
+    """An index was taken for the last word on a vector where the update in the queue was none that the rules read.
+
+    Chroma reads as many numbers as the collection has dimensions, and a view like a table as long as it need not purge.
+    """
+    build_delta(tmp_path, DeltaRecipe(embeddings=90, sync_threshold=20, batch=20, updates=8))
+    with closing(sqlite3.connect(tmp_path / DATABASE)) as database:
+        ((updates,),) = database.execute("SELECT count(*) FROM embeddings_queue WHERE operation = 1")
+        assert updates
+        database.executescript(damage)
+    judgement = judge_folder(tmp_path, Depth.STRUCTURE, settled, confirm=True)
+    assert said(judgement).keys() & {"records.vector_length", "sqlite.table_replaced"}
+    assert (judgement.verdict.status, judgement.confirmed) == (Status.UNDETERMINED, False), said(judgement)

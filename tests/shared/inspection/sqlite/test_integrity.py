@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-import shared.inspection
+import shared.inspection.examination
 from shared.inspection.examination import Examination, examine
 from shared.inspection.sqlite import database_file, integrity
 from shared.inspection.sqlite.integrity import integrity_checked
@@ -70,14 +70,14 @@ def checks_running() -> list[str]:
 def test_whatever_comes_up_in_a_damaged_database_only_its_damage_is_told(
     torn: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(shared.inspection, "_look_inside", stumble)
+    monkeypatch.setattr(shared.inspection.examination, "_look_inside", stumble)
     assert codes(examined(torn)) == {"sqlite.malformed", "sqlite.readable"}
 
 
 def test_what_comes_up_in_a_sound_database_is_not_swallowed(
     healthy_delta: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(shared.inspection, "_look_inside", stumble)
+    monkeypatch.setattr(shared.inspection.examination, "_look_inside", stumble)
     with pytest.raises(TypeError, match="a row that is none"):
         examined(healthy_delta)
 
