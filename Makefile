@@ -7,10 +7,10 @@ STAMP := $(VENV)/.installed
 NODE_STAMP := node_modules/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo offline package test fast scorecard fuzz bench zoo lint types imports docs check lock zoolock clean
+.PHONY: help venv demo offline package test test-all fast scorecard fuzz bench zoo lint types imports docs check lock zoolock clean
 
 help:  ## what there is
-	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 12
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 12
 
 venv: $(STAMP)  ## make .venv with everything in it
 
@@ -43,6 +43,9 @@ test: $(STAMP) $(if $(shell command -v $(NPM)),$(NODE_STAMP))  ## all tests
 
 fast: $(STAMP)  ## the tests that take seconds
 	@$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow"
+
+test-all: $(STAMP) $(if $(shell command -v $(NPM)),$(NODE_STAMP))  ## every case of every enumeration (an hour)
+	@DELTAGUARD_TEST_SWEEP=all $(BIN)/python -m pytest -n 2 --dist loadfile
 
 scorecard: $(STAMP)  ## break hundreds of deltas, ours and the zoo's, ask Chroma, and score every depth and its rivals (10 minutes)
 	@$(BIN)/python -m bench.scorecard

@@ -24,6 +24,7 @@ from shared.model.settings import Settings
 from shared.model.verdict import Finding
 from shared.storage.client import s3_client
 from shared.storage.store import Store, current_store
+from tests.support import sweep
 
 PutDelta = Callable[[Path, str], DeltaLocation]
 CopyOf = Callable[[Path], Path]
@@ -32,6 +33,13 @@ CopyOf = Callable[[Path], Path]
 def pytest_configure() -> None:
     """Lets what tests start hear Ctrl-C: all that a shell starts in the background is born deaf to it."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leaves out what is marked `sweep`, unless everything is to run."""
+    left_out = [] if sweep.ALL else [item for item in items if item.get_closest_marker("sweep")]
+    config.hook.pytest_deselected(items=left_out)
+    items[:] = [item for item in items if item not in left_out]
 
 
 @pytest.fixture(scope="session")

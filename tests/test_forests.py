@@ -10,7 +10,6 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
-import os
 import shutil
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -306,9 +305,10 @@ def test_nothing_but_what_is_proven_corrupt_moves_in_any_forest(
 
 
 @pytest.mark.slow
+@pytest.mark.sweep
 @pytest.mark.usefixtures("aws")
 @given_forests
-@settings(max_examples=300 if os.environ.get("DELTAGUARD_TEST_SWEEP") == "all" else 20, **bounded)
+@settings(max_examples=300, **bounded)
 def test_nothing_but_what_is_proven_corrupt_moves_in_very_many_forests(
     kinds: Kinds, shape: dict[Path_, str], actors: list[str], quarantine: str, versions: bool, order: int
 ) -> None:

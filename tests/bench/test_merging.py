@@ -34,6 +34,7 @@ def test_a_refusal_is_measured_by_time_bytes_and_work_thrown_away() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.sweep
 def test_the_peak_of_a_merge_is_that_of_a_process_of_its_own() -> None:
     figures = {figure.name: figure for figure in merging.memory(deltas=2, few=5, many=50)}
     assert figures["merge-memory/total"].ours > 10

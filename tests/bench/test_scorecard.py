@@ -270,7 +270,7 @@ def test_a_tenth_of_it_raises_no_false_alarm_and_leaves_nothing(tmp_path: Path) 
 def test_an_interrupt_leaves_no_process_and_no_folder(tmp_path: Path) -> None:
     process = _start(tmp_path, "--seeds", "tuned")
     end = time.monotonic() + 60
-    while not list(tmp_path.glob("*/content/worker-1/case/*")) and time.monotonic() < end:
+    while not list(tmp_path.glob("*/*/worker-1/case/*")) and time.monotonic() < end:
         time.sleep(0.02)
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=60)

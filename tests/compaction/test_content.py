@@ -20,6 +20,7 @@ from compaction.writer import CollectionPlan, opened_target
 from devtools.damage.deltas import DeltaRecipe, _client, build_delta
 from shared.inspection.chroma.contents import opened_delta
 from tests.compaction.conftest import Deltas, Rows, upserted
+from tests.support import sweep
 
 _DIMENSION = 3
 _texts = st.text(st.characters(codec="utf-8", exclude_characters="\0"), max_size=12)
@@ -38,7 +39,7 @@ _chunks = st.lists(_deltas, min_size=1, max_size=3)
 
 @pytest.mark.slow
 @pytest.mark.parametrize("indexed", [False, True])
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=sweep.few(8, 25), deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(chunk=_chunks)
 def test_any_chunk_comes_out_as_its_deltas_in_order(indexed: bool, chunk: list[dict[str, Any]]) -> None:
     with tempfile.TemporaryDirectory() as scratch:

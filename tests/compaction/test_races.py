@@ -26,7 +26,7 @@ from shared.model.verdict import Depth, Status
 from shared.storage.client import s3_client
 from shared.storage.store import Store
 from shared.upload import upload_delta
-from tests.support import races
+from tests.support import races, sweep
 
 SETTINGS = Settings(settle_seconds=0)
 CHUNK = "intermediate/b/chunk-0/"
@@ -95,7 +95,7 @@ def test_of_two_attempts_at_a_chunk_each_ends_with_a_whole_intermediate_or_may_b
 ) -> None:
     tally = races.Tally("chunk, another attempt in front of each request")
     work = chunk(deltas)
-    for number in races.numbers(races.counted(work), 5):
+    for number in sweep.numbers(races.counted(work), 3):
         emptied(bucket, "intermediate/")
         ran = races.run_in_front_of(number, work, lambda: work(Store(s3_client())))
         tally.ended(ran)
@@ -115,7 +115,7 @@ def test_an_attempt_at_a_chunk_that_replaces_old_work_takes_nothing_from_a_newer
     tally = races.Tally("chunk over an old one, another attempt in front of each request")
     work, old = chunk(deltas), chunk(deltas[:1])
     old(Store(s3_client()))
-    for number in races.numbers(races.counted(work), 5):
+    for number in sweep.numbers(races.counted(work), 3):
         emptied(bucket, "intermediate/")
         old(Store(s3_client()))
         ran = races.run_in_front_of(number, work, lambda: work(Store(s3_client())))
@@ -133,7 +133,7 @@ def test_an_attempt_at_a_chunk_that_replaces_old_work_takes_nothing_from_a_newer
 def test_a_chunk_that_is_killed_stands_in_nobodys_way(moment: str, deltas: list[dict[str, Any]], bucket: str) -> None:
     tally = races.Tally(f"chunk, killed {moment} each request")
     work = chunk(deltas)
-    for number in races.numbers(races.counted(work), 3):
+    for number in sweep.numbers(races.counted(work), 3):
         emptied(bucket, "intermediate/")
         ran = races.run_killed(number, work, moment)
         tally.ended(ran)
@@ -209,7 +209,7 @@ def test_an_old_holder_that_wakes_up_takes_nothing_from_the_new_one(
     tally = races.Tally("final merge, stopped in front of each request until another one is done")
     anew()
     requests = races.counted(merging)
-    for number in races.numbers(requests, 4):
+    for number in sweep.numbers(requests, 4):
         anew()
 
         def overtake() -> None:
@@ -233,7 +233,7 @@ def test_a_second_final_merge_waits_and_a_reader_always_finds_a_whole_snapshot(
 ) -> None:
     tally = races.Tally("final merge, a reader and a second one in front of each request")
     anew()
-    for number in races.numbers(races.counted(merging), 3):
+    for number in sweep.numbers(races.counted(merging), 3):
         anew()
 
         def second() -> None:
@@ -260,7 +260,7 @@ def test_a_final_merge_that_is_killed_leaves_the_old_snapshot_or_the_new_one(
 ) -> None:
     tally = races.Tally(f"final merge, killed {moment} each request")
     anew()
-    for number in races.numbers(races.counted(merging), 3):
+    for number in sweep.numbers(races.counted(merging), 3):
         anew()
         ran = races.run_killed(number, merging, moment)
         tally.ended(ran)
@@ -287,7 +287,7 @@ def _with_fault(
     fault: str, name: str, work: races.Work, bucket: str, prefix: str, anew: Callable[[], None] | None = None
 ) -> None:
     tally = races.Tally(name)
-    for number in races.numbers(races.counted(work), 2):
+    for number in sweep.numbers(races.counted(work), 2):
         for repeats in (True, False):
             if anew is not None:
                 anew()

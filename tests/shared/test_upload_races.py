@@ -20,7 +20,7 @@ from shared.storage.client import s3_client
 from shared.storage.folder import checksum_of
 from shared.storage.store import Store
 from shared.upload import upload_delta
-from tests.support import faults, races
+from tests.support import faults, races, sweep
 from tests.support.uploads import files_of, stored
 
 KEY = "words/delta/one"
@@ -80,7 +80,7 @@ def assert_whole_or_not_finished(bucket: str, folder: Path) -> None:
 
 
 def each_request(folder: Path, emptied: Callable[[], str], sample: int) -> list[int]:
-    return races.numbers(races.counted(uploading(folder, emptied())), sample)
+    return sweep.numbers(races.counted(uploading(folder, emptied())), sample)
 
 
 def test_two_producers_of_the_same_delta_both_find_it_whole(folders: list[Path], emptied: Callable[[], str]) -> None:
@@ -142,7 +142,7 @@ def test_a_producer_that_fails_takes_nothing_from_one_that_succeeds(
     bucket = emptied()
     requests = races.disturbed(0, failing(bucket), lambda _: None).requests
     assert stored(bucket) == {}
-    for number in races.numbers(requests, 7):
+    for number in sweep.numbers(requests, 7):
         bucket = emptied()
         ran = races.run_in_front_of(number, failing(bucket), lambda b=bucket: upload(folders[0], b))
         tally.ended(ran)

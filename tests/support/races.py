@@ -1,13 +1,12 @@
 """Enumerations of what can happen at each request of some work: another actor, a kill, a fault.
 
 The work gets a store of its own and is done once without any disturbance, which counts its requests. Then it is done
-again for each request (or an even sample of them, see `numbers`), with one disturbance at that request. Requests are
+again for each request (or an even sample of them, see `sweep`), with one disturbance at that request. Requests are
 counted as they are sent, botocore's own repeats included.
 """
 
 from __future__ import annotations
 
-import os
 import sys
 import threading
 from collections import Counter
@@ -28,9 +27,6 @@ from tests.support import faults
 Work = Callable[[Store], Any]
 Fault = Callable[[Any], AWSResponse | None]
 """Given the request before it is sent: the answer in place of the service's, None to let it through, or it raises."""
-
-SWEEP = "DELTAGUARD_TEST_SWEEP"
-"""Set to `all`, every request of every enumeration is disturbed; by default a sample of them."""
 
 
 class Killed(BaseException):
@@ -149,13 +145,6 @@ FAULTS: dict[str, Fault] = {
 
 MARKED_FAULTS = [name if name == "reset after" else pytest.param(name, marks=pytest.mark.slow) for name in FAULTS]
 """Their names as parameters of a test: the most treacherous one always, the others among the slow tests."""
-
-
-def numbers(requests: int, sample: int) -> list[int]:
-    """The requests to disturb: evenly spread, the first and the last among them; with `SWEEP` all of them."""
-    if os.environ.get(SWEEP) == "all" or requests <= sample:
-        return list(range(1, requests + 1))
-    return sorted({1 + round(step * (requests - 1) / (sample - 1)) for step in range(sample)})
 
 
 @dataclass

@@ -21,7 +21,7 @@ from devtools.stack.stack import NOTICES, RESUBMIT, InvocationContext, LocalStac
 from shared.model.delta import DATABASE, MANIFEST
 from shared.quarantine.record import QuarantineRecord
 from tests.samples import SAMPLES
-from tests.support import faults
+from tests.support import faults, sweep
 from tests.support.uploads import files_of, in_queue, manifest_of, put, s3_event, stored
 from tests.validator.conftest import Through
 from validator.handler import handler
@@ -228,7 +228,7 @@ def test_the_end_is_the_same_and_right(
     run_state_machine_as_test(
         AnyOrder,
         settings=settings(
-            max_examples=40,
+            max_examples=sweep.few(10, 40),
             stateful_step_count=14,
             derandomize=True,
             deadline=None,

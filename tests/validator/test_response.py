@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import json
 import os
 from datetime import UTC, datetime, timedelta
@@ -19,7 +18,7 @@ from shared.model.delta import DATABASE, MANIFEST
 from shared.model.verdict import Depth, Finding, Verdict
 from shared.storage.store import Store
 from tests.conftest import CopyOf
-from tests.support import faults
+from tests.support import faults, sweep
 from tests.support.uploads import files_of, in_queue, manifest_of, put, s3_event, stored
 from tests.validator.conftest import Through
 from validator.handler import handler
@@ -227,7 +226,7 @@ def test_killed_before_any_request_a_quarantine_is_finished_and_told_of_by_the_n
     stack: LocalStack, broken: dict[str, bytes], through: Through
 ) -> None:
     """Also the notices: after the last delete, before the event, between event and request, before the mark."""
-    for killed in itertools.count(1):
+    for killed in sweep.stepping(4):
         key = f"words/delta/{killed}"
         event = in_queue(s3_event("deltas", f"{key}/{DATABASE}"))
         put("deltas", key, broken)
@@ -251,7 +250,7 @@ def test_killed_before_any_request_a_quarantine_is_finished_and_told_of_by_the_n
 def test_killed_before_any_request_a_healthy_delta_is_tagged_and_told_of_by_the_next_run(
     stack: LocalStack, healthy: dict[str, bytes], through: Through
 ) -> None:
-    for killed in itertools.count(1):
+    for killed in sweep.stepping(4):
         key = f"words/delta/{killed}"
         event = in_queue(s3_event("deltas", f"{key}/{DATABASE}"))
         put("deltas", key, healthy)

@@ -1,13 +1,11 @@
 """Directories that real clients of 14 releases wrote, frozen: they are judged, read, merged, uploaded and salvaged as
 Chroma's own answer says.
 
-Everything is judged up to `structure`; what takes longer is done with a sample, with `DELTAGUARD_ZOO_SAMPLE=500` with
-all of them.
+Everything is judged up to `structure`; what takes longer is done with a sample, in `make test-all` with all of them.
 """
 
 from __future__ import annotations
 
-import os
 import random
 import re
 import sqlite3
@@ -19,8 +17,6 @@ from typing import Any
 import boto3
 import numpy as np
 import pytest
-from shared.salvage.salvage import salvage_folder
-from shared.storage.store import Store
 
 from compaction.chunk import process
 from compaction.errors import MergeFailed
@@ -38,7 +34,10 @@ from shared.model.delta import DATABASE, DeltaLocation
 from shared.model.errors import CouldNotCheck
 from shared.model.settings import Settings
 from shared.model.verdict import Depth, Status
+from shared.salvage.salvage import salvage_folder
+from shared.storage.store import Store
 from shared.upload import upload_delta
+from tests.support import sweep
 
 pytestmark = pytest.mark.slow
 
@@ -48,8 +47,7 @@ SETTINGS = Settings(settle_seconds=0, arrival_seconds=0, probe_timeout_seconds=9
 
 def sample(purpose: str, most: int, *names: str) -> list[Frozen]:
     """Some of them, always the same, and those that have these names."""
-    most = min(int(os.environ.get("DELTAGUARD_ZOO_SAMPLE", most)), len(FROZEN))
-    chosen = random.Random(purpose).sample(FROZEN, most)
+    chosen = FROZEN if sweep.ALL else random.Random(purpose).sample(FROZEN, most)
     named = [one for one in FROZEN if one.name in names]
     assert len(named) == len(names)
     return sorted({*chosen, *named}, key=lambda one: one.name)

@@ -252,4 +252,5 @@ def test_ctrl_c_stops_the_execution_as_well(machine: str, three_deltas: str, mon
         if status != "RUNNING":
             break
         time.sleep(0.1)
-    assert status == "ABORTED"
+    # FAILED where the stop meets a step that is just being run: moto notes whichever ends last. Unstopped it SUCCEEDED.
+    assert status in ("ABORTED", "FAILED")

@@ -20,7 +20,7 @@ from shared.quarantine.record import held_name
 from shared.quarantine.restore import Held, held_below, purge, restore
 from shared.storage.client import s3_client
 from shared.storage.store import Store
-from tests.support import races
+from tests.support import races, sweep
 from tests.support.uploads import files_of, put, stored
 from tests.support.verdicts import confirmed
 
@@ -112,12 +112,12 @@ def case(aws: str, healthy: Files, request: pytest.FixtureRequest) -> Callable[[
 @pytest.mark.usefixtures("fast_retries")
 @pytest.mark.parametrize("actor", ACTORS)
 @pytest.mark.parametrize("work", WORKS)
-@pytest.mark.parametrize("case", ["plain", "versions"], indirect=True)
+@pytest.mark.parametrize("case", ["plain", pytest.param("versions", marks=pytest.mark.sweep)], indirect=True)
 def test_with_another_actor_in_front_of_any_request_nothing_is_lost(
     case: Callable[[str], Case], work: str, actor: str
 ) -> None:
     tally = races.Tally(f"{work}, {actor} in front of each request")
-    for number in races.numbers(races.counted(getattr(case(work), work)), 2):
+    for number in sweep.numbers(races.counted(getattr(case(work), work)), 2):
         one = case(work)
 
         def act(one: Case = one) -> Any:
@@ -135,12 +135,12 @@ def test_with_another_actor_in_front_of_any_request_nothing_is_lost(
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("fast_retries")
-@pytest.mark.parametrize("fault", races.FAULTS)
+@pytest.mark.parametrize("fault", sweep.some([*races.FAULTS], 4))
 @pytest.mark.parametrize("work", WORKS)
 @pytest.mark.parametrize("case", ["plain"], indirect=True)
 def test_with_a_fault_at_any_request_nothing_is_lost(case: Callable[[str], Case], work: str, fault: str) -> None:
     tally = races.Tally(f"{work}, {fault} at each request")
-    for number in races.numbers(races.counted(getattr(case(work), work)), 2):
+    for number in sweep.numbers(races.counted(getattr(case(work), work)), 2):
         one = case(work)
         ran = races.disturbed(number, getattr(one, work), races.FAULTS[fault])
         tally.ended(ran)
