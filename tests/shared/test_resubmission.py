@@ -17,9 +17,10 @@ from shared.model.delta import DeltaLocation
 from shared.model.errors import MessagingError, SettingsError, StorageError, TargetError
 from shared.model.settings import Settings
 from shared.quarantine.record import RECORD
+from shared.quarantine.restore import held_below, purge
 from shared.resubmission import Outcome, resubmit
 from shared.storage.store import Store, current_store
-from tests.support import faults
+from tests.support import faults, races
 from tests.support.records import place_for, plant, quarantined, record_of
 from tests.support.uploads import stored
 
@@ -190,6 +191,68 @@ def test_a_request_that_is_refused_anywhere_can_be_repeated_and_counts_once(
             ask(request, settings)
         assert {body["attempt"] for body in stack.taken(BATCHES)} == {1}
     assert refused > 4
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("actor", ["the same request", "another quarantine of the batch", "a purge"])
+def test_with_another_actor_in_front_of_any_request_a_batch_starts_once_for_each_quarantine(
+    stack: LocalStack, settings: Settings, actor: str
+) -> None:
+    def work(batch_id: str) -> races.Work:
+        request = request_for(1, batch_id)
+        return lambda store: ask(request, settings, store)
+
+    def act(batch_id: str, request: ResubmitRequest) -> None:
+        if actor == "a purge":
+            (held,) = held_below(current_store(), "deltas", "words/delta/1/", settings, pytest.fail)
+            purge(current_store(), held)
+        else:
+            ask(request if actor == "another quarantine of the batch" else request_for(1, batch_id), settings)
+
+    tally = races.Tally(f"resubmission, {actor} in front of each request")
+    for number in range(1, races.counted(work("undisturbed")) + 1):
+        stack.taken(BATCHES)
+        batch_id = f"batch-{number}"
+        one, other = work(batch_id), request_for(2, batch_id)
+        ran = races.run_in_front_of(number, one, lambda batch_id=batch_id, other=other: act(batch_id, other))
+        tally.ended(ran)
+        started = [(body["attempt"], body["quarantine"]) for body in stack.taken(BATCHES)]
+        with tally.case(number):
+            if actor == "a purge":  # before the record was read there is nothing to start a batch for
+                assert ran.error is None or isinstance(ran.error, TargetError), ran.error
+                assert len(started) == (ran.error is None)
+            else:
+                assert ran.error is None, ran.error
+                wanted = 2 if actor == "another quarantine of the batch" else 1
+                assert len({quarantine for _, quarantine in started}) == wanted
+                assert len(set(started)) == wanted, "one quarantine with two numbers"
+                assert {attempt for attempt, _ in started} == {*range(1, wanted + 1)}
+    tally.check()
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("fast_retries")
+@pytest.mark.parametrize("fault", races.FAULTS)
+def test_with_a_fault_at_any_request_a_batch_starts_once_or_may_be_asked_for_again(
+    stack: LocalStack, settings: Settings, fault: str
+) -> None:
+    tally = races.Tally(f"resubmission, {fault} at each request")
+    ask(request_for(1, "undisturbed"), settings)
+    requests = races.counted(lambda store: ask(request_for(2, "undisturbed"), settings, store))
+    for number in range(1, requests + 1):
+        stack.taken(BATCHES)
+        request = request_for(1, f"batch-{number}")
+        ran = races.disturbed(
+            number, lambda store, request=request: ask(request, settings, store), races.FAULTS[fault], repeats=False
+        )
+        tally.ended(ran)
+        with tally.case(number):
+            assert ran.error is None or isinstance(ran.error, (StorageError, TargetError)), ran.error
+            if ran.error is not None:
+                ask(request, settings)
+            started = {(body["attempt"], body["id"]) for body in stack.taken(BATCHES)}
+            assert len(started) == 1 and {attempt for attempt, _ in started} == {1}
+    tally.check()
 
 
 def test_a_damaged_count_stops_the_batch_instead_of_starting_it_for_ever(stack: LocalStack, settings: Settings) -> None:
