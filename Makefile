@@ -48,7 +48,7 @@ test-all: $(STAMP) $(if $(shell command -v $(NPM)),$(NODE_STAMP))  ## every case
 	@DELTAGUARD_TEST_SWEEP=all $(BIN)/python -m pytest -n 2 --dist loadfile
 
 scorecard: $(STAMP)  ## break hundreds of deltas, ours and the zoo's, ask Chroma, and score every depth and its rivals (10 minutes)
-	@$(BIN)/python -m bench.scorecard
+	@$(BIN)/python -m bench.score.scorecard
 
 fuzz: $(STAMP)  ## 100,000 broken inputs for the parsers
 	@$(BIN)/python -m tests.support.fuzz

@@ -1,1 +1,1 @@
-"""What Deltaguard and its rivals find (`bench.scorecard`, against real Chroma); what it costs (`python -m bench`)."""
+"""What Deltaguard and its rivals find (`bench.score`, against real Chroma), and what it costs (`bench.cost`)."""

@@ -1,7 +1,8 @@
 """`python -m bench`: every cost as a ratio to a named alternative, measured in the same run.
 
-What is compared is measured in turns, and the medians are shown. The deltas are made once and kept (`bench.stock`).
-Run it on a machine that does nothing else: on a busy one a ratio near its target falls to either side.
+What is compared is measured in turns, and the medians are shown. The deltas are made once and kept (see
+`bench.cost.stock`). Run it on a machine that does nothing else: on a busy one a ratio near its target falls to either
+side.
 Exit status: 0 every target is met, 1 one is missed, 2 wrong command line, 130 interrupted.
 """
 
@@ -20,9 +21,9 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from bench import coldstart, gating, imports, load, memory, merging, probing, scanning, structure
-from bench.figures import Figure, missed, table
-from bench.targets import unmeasured
+from bench.cost import coldstart, gating, imports, load, memory, merging, probing, scanning, structure
+from bench.cost.figures import Figure, missed, table
+from bench.cost.targets import unmeasured
 from shared.storage.scratch import sweep_scratch
 
 SUITES: Mapping[str, Callable[[], list[Figure]]] = {

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from bench.bases import SUITABLE, build_base
-from bench.generic import GENERIC
+from bench.score.bases import SUITABLE, build_base
+from bench.score.generic import GENERIC
 from devtools.damage.catalogue import DAMAGES, apply_damage
 from devtools.zoo.frozen import all_frozen
 from devtools.zoo.sqlite_versions import library, verdicts, verdicts_elsewhere
