@@ -2,7 +2,7 @@
 
 Discrete events: each check makes its requests one after another; each request takes a token of its partition's bucket;
 without one it is answered with SlowDown after a round trip, and repeated as botocore does. A check that is still
-throttled is repeated later, and slows its function down: that is `scanner.run.throttle.Pace` itself, on the
+throttled is repeated later, and slows its function down: that is `scanner.run.throttle.Throttle` itself, on the
 simulation's clock. The same seed gives the same figures.
 """
 
@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from scanner.find.cost import GET_DOLLARS, LIST_DOLLARS, PAGE
-from scanner.run.throttle import PAUSES, Pace
+from scanner.run.throttle import PAUSES, Throttle
 
 PARTITION_READS = 5500.0
 """GET and HEAD requests a second that S3 promises for each partitioned prefix:
@@ -106,7 +106,7 @@ class _Check:
 
 @dataclass(slots=True)
 class _Function:
-    pace: Pace
+    throttle: Throttle
     running: int = 0
     cpu_free: float = 0.0
     left: int = 0
@@ -134,7 +134,7 @@ class Simulation:
         self._number = 0
         self._done: list[float] = []
         self._requests = self._refused = self._undetermined = 0
-        self._functions = [_Function(Pace(_JOBS, lambda: self._now)) for _ in range(functions)]
+        self._functions = [_Function(Throttle(_JOBS, lambda: self._now)) for _ in range(functions)]
 
     def run(self) -> Outcome:
         """Judges all deltas."""
@@ -144,7 +144,7 @@ class Simulation:
             self._now, _, function, check = heapq.heappop(self._events)
             if check is not None and check.answered == REQUESTS:
                 function.running -= 1
-                function.pace.eased()
+                function.throttle.speed_up()
                 self._done.append(self._now)
                 function.ended = self._now
             elif check is not None and check.refusals == -1:  # its pause is over
@@ -161,9 +161,9 @@ class Simulation:
         return Outcome(self._deltas, seconds, rate, busy, self._requests, self._refused, self._undetermined)
 
     def _begin(self, function: _Function) -> None:
-        """Starts as many checks as the pace allows."""
+        """Starts as many checks as the throttle allows."""
         # A turn that pauses keeps its thread, so it counts among those that there are, but not among those that run.
-        while function.running < function.pace.allowed and function.running + function.pausing < _JOBS:
+        while function.running < function.throttle.allowed and function.running + function.pausing < _JOBS:
             if function.waiting:
                 check = function.waiting.pop()
             elif self._next(function):
@@ -200,7 +200,7 @@ class Simulation:
             self._at(back + backoff, function, check)
             return
         function.running -= 1
-        function.pace.throttled()
+        function.throttle.slow_down()
         function.ended = self._now
         if check.attempt == len(PAUSES):
             self._undetermined += 1

@@ -11,7 +11,7 @@ from scanner.commands.options import Options, required_roots
 from scanner.find.cost import CountedWalk, Estimate
 from scanner.find.tasks import Supply
 from scanner.report.output import Output
-from scanner.run.throttle import Pace
+from scanner.run.throttle import Throttle
 from shared.model.errors import CouldNotCheck
 
 
@@ -32,7 +32,7 @@ def estimate(targets: Sequence[str], options: Options) -> int:
         raise CouldNotCheck("check.storage", reason)
 
     supply = Supply(
-        roots, lambda: CountedWalk(judge.store, made), judge.settings, options.wanted(now), Pace(1), failed=fail
+        roots, lambda: CountedWalk(judge.store, made), judge.settings, options.wanted(now), Throttle(1), failed=fail
     )
     for delta in supply.found():
         made.add(delta)

@@ -15,7 +15,7 @@ from scanner.find.tasks import Root, Supply
 from scanner.report.output import Output
 from scanner.run.checkpoint import Checkpoint
 from scanner.run.engine import Run
-from scanner.run.throttle import Pace
+from scanner.run.throttle import Throttle
 from shared.model.verdict import RULES, Depth
 
 
@@ -43,19 +43,19 @@ def scan(targets: Sequence[str], options: Options) -> int:
         output = stack.enter_context(Output(options.output))
         run = Run(options.handling(judge, checkpoint), output, None)
 
-        def supply(pace: Pace, failed: Callable[[str], None]) -> Supply:
-            return Supply(roots, lambda: judge.store, judge.settings, options.wanted(now), pace, checkpoint, failed)
+        def supply(throttle: Throttle, failed: Callable[[str], None]) -> Supply:
+            return Supply(roots, lambda: judge.store, judge.settings, options.wanted(now), throttle, checkpoint, failed)
 
         def count(ended: threading.Event) -> int | None:
             number = 0
-            for _ in supply(run.pace, lambda _: None).tasks():
+            for _ in supply(run.throttle, lambda _: None).tasks():
                 number += 1
                 if ended.is_set():
                     return None
             return number
 
         # At depth `listing` a count of its own would take as long as the scan.
-        tasks = supply(run.pace, run.listing_failed).tasks()
+        tasks = supply(run.throttle, run.listing_failed).tasks()
         tally = run.of(tasks, None if options.depth is Depth.LISTING else count)
     code = tally.exit_code()
     if not tally.total and not code:

@@ -13,7 +13,7 @@ from scanner.find.selection import Budget, Subset
 from scanner.find.targets import StoredRoot, deltas_below
 from scanner.run.checker import Delta
 from scanner.run.checkpoint import Checkpoint, Place
-from scanner.run.throttle import Pace
+from scanner.run.throttle import Throttle
 from shared.model.delta import DeltaLocation, Listing
 from shared.model.errors import CouldNotCheck, TargetError
 from shared.model.settings import Settings
@@ -60,7 +60,7 @@ class Supply:
         store: Makes the store when it is first needed.
         settings: Where quarantine is.
         wanted: Which of them.
-        pace: Told when the store throttles the listing, which then goes on where it was.
+        throttle: Told when the store throttles the listing, which then goes on where it was.
         checkpoint: What earlier runs have done.
         failed: Told why a root could not be listed to its end.
     """
@@ -71,7 +71,7 @@ class Supply:
         store: Callable[[], Walk],
         settings: Settings,
         wanted: Wanted,
-        pace: Pace,
+        throttle: Throttle,
         checkpoint: Checkpoint | None = None,
         failed: Callable[[str], None] = lambda _: None,
     ) -> None:
@@ -79,7 +79,7 @@ class Supply:
         self._store = store
         self._settings = settings
         self._wanted = wanted
-        self._pace = pace
+        self._throttle = throttle
         self._failed = failed
         self._again = tuple(checkpoint.again) if checkpoint else ()
         self._done = checkpoint.done | checkpoint.again.keys() if checkpoint else frozenset[str]()
@@ -125,8 +125,8 @@ class Supply:
                 return
             except CouldNotCheck as fault:
                 if fault.code == "check.throttled":
-                    self._pace.throttled()
-                    if self._pace.pause(attempt):
+                    self._throttle.slow_down()
+                    if self._throttle.pause(attempt):
                         attempt += 1
                         continue
                 self._failed(fault.detail)

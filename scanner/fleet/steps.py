@@ -22,7 +22,7 @@ from scanner.find.targets import StoredRoot, deltas_below, require_bucket, root_
 from scanner.fleet.batches import MOST_BATCHES, BatchSize, Shelf, in_batches
 from scanner.report.output import REPORTS, Output
 from scanner.run.checker import Judge
-from scanner.run.throttle import Pace, Patient
+from scanner.run.throttle import RetriedCheck, Throttle
 from scanner.run.workers import Tally, default_jobs, judge_all
 from shared.aws.telemetry import logger, traced
 from shared.model.errors import TargetError
@@ -174,19 +174,19 @@ def _plan(step: Plan, roots: list[StoredRoot], shelf: Shelf, settings: Settings,
 
 
 def _judge(step: JudgeBatch, shelf: Shelf, settings: Settings, end: float) -> dict[str, Any]:
-    """Judges a batch as `deltaguard scan` would, at the pace that S3 allows, and writes the verdicts in its order."""
+    """Judges a batch as `deltaguard scan` would, at the rate that S3 allows, and writes the verdicts in its order."""
     judge = Judge(step.request.depth, settings)
     deltas = shelf.batch(step.batch)
     jobs = default_jobs(judge.depth, os.cpu_count() or 1)
-    pace = Pace(jobs)
+    throttle = Throttle(jobs)
     tally = Tally()
-    patient = Patient(judge, pace, lambda verdict: any(f.code == "check.throttled" for f in verdict.findings))
-    impatience = threading.Timer(min(end - time.monotonic(), threading.TIMEOUT_MAX), pace.end)
+    retried = RetriedCheck(judge, throttle, lambda verdict: any(f.code == "check.throttled" for f in verdict.findings))
+    impatience = threading.Timer(min(end - time.monotonic(), threading.TIMEOUT_MAX), throttle.end)
     impatience.daemon = True
     impatience.start()
     found: dict[str, Verdict] = {}
     try:
-        for verdict in judge_all(_in_time(deltas, end), patient, jobs):
+        for verdict in judge_all(_in_time(deltas, end), retried, jobs):
             found[verdict.delta] = verdict
     finally:
         impatience.cancel()

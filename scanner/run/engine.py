@@ -16,7 +16,7 @@ from scanner.run.checker import Judge
 from scanner.run.checkpoint import Checkpoint
 from scanner.run.interruption import interruptible
 from scanner.run.progress import Display, counted_ahead, display
-from scanner.run.throttle import Pace, Patient
+from scanner.run.throttle import RetriedCheck, Throttle
 from scanner.run.workers import Tally, judge_all
 from shared.model.delta import DeltaLocation, printable
 from shared.model.settings import Act
@@ -63,7 +63,7 @@ class Run:
     """
 
     def __init__(self, handling: Handling, output: Output, total: int | None) -> None:
-        self.pace = Pace(handling.jobs)
+        self.throttle = Throttle(handling.jobs)
         self.tally = Tally()
         self._handling = handling
         self._output = output
@@ -87,12 +87,12 @@ class Run:
                 self._replay(report)
                 streamed_to_terminal = handling.format != "table" and self._output.stream.isatty()
                 shown = stack.enter_context(
-                    display(self.pace, total=self._total, earlier=tally.earlier, quiet=streamed_to_terminal)
+                    display(self.throttle, total=self._total, earlier=tally.earlier, quiet=streamed_to_terminal)
                 )
                 self._display = shown
                 if shown.live and count is not None:
                     stack.enter_context(counted_ahead(count, shown))
-                stack.callback(self.pace.end)
+                stack.callback(self.throttle.end)
                 for outcome in stack.enter_context(closing(self._outcomes(tasks))):
                     with interruption.step():  # what is reported is counted, and the other way round
                         self._take(outcome, report)
@@ -136,7 +136,7 @@ class Run:
         def work(task: Task) -> _Outcome:
             return _Outcome(task, handling.judge(task.delta))
 
-        return judge_all(tasks, Patient(work, self.pace, _is_throttled), handling.jobs)
+        return judge_all(tasks, RetriedCheck(work, self.throttle, _is_throttled), handling.jobs)
 
     def _remove(self) -> None:
         """Moves what is corrupt into quarantine, or says that it would be moved."""

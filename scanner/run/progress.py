@@ -22,7 +22,7 @@ from rich.progress import (
 from rich.progress import Task as RichTask
 from rich.text import Text
 
-from scanner.run.throttle import Pace
+from scanner.run.throttle import Throttle
 from scanner.run.workers import Tally
 from shared.model.delta import printable
 from shared.model.verdict import Status
@@ -36,14 +36,14 @@ class Display:
     """Shows the tally of a run, and lines that belong to people, such as where a delta went.
 
     Args:
-        pace: Of the run; that it was slowed down is shown.
+        throttle: Of the run; that it was slowed down is shown.
         progress: The line, or None when there is none.
         total: How many deltas there are, None when that is not known.
         earlier: How many of them earlier runs have checked.
     """
 
-    def __init__(self, pace: Pace, progress: Progress | None, total: int | None, earlier: int) -> None:
-        self._pace = pace
+    def __init__(self, throttle: Throttle, progress: Progress | None, total: int | None, earlier: int) -> None:
+        self._throttle = throttle
         self._progress = progress
         self._earlier = earlier
         if progress is not None:
@@ -58,8 +58,8 @@ class Display:
         """Brings the line up to date."""
         if self._progress is not None:
             counts = [f"[{_STYLES[status]}]{n:,} {status}[/]" for status, n in tally.counts.items() if n]
-            if self._pace.slowed:
-                counts.append(f"[yellow]throttled: {self._pace.allowed} at once[/]")
+            if self._throttle.slowed:
+                counts.append(f"[yellow]throttled: {self._throttle.allowed} at once[/]")
             completed = tally.total - self._earlier
             self._progress.update(self._task, completed=completed, counts=", ".join(counts))
 
@@ -78,17 +78,17 @@ class Display:
 
 
 @contextmanager
-def display(pace: Pace, *, total: int | None, earlier: int, quiet: bool) -> Iterator[Display]:
+def display(throttle: Throttle, *, total: int | None, earlier: int, quiet: bool) -> Iterator[Display]:
     """The display of one run.
 
     Args:
-        pace: Of the run.
+        throttle: Of the run.
         total: How many deltas this run will judge, None when that is not known.
         earlier: How many earlier runs have judged.
         quiet: Whether there is to be no line in any case: results go to the same terminal.
     """
     if quiet or not sys.stderr.isatty():
-        yield Display(pace, None, total, earlier)
+        yield Display(throttle, None, total, earlier)
         return
     columns: tuple[ProgressColumn, ...] = (
         SpinnerColumn(),
@@ -101,7 +101,7 @@ def display(pace: Pace, *, total: int | None, earlier: int, quiet: bool) -> Iter
     )
     console = Console(stderr=True)
     with Progress(*columns, console=console, transient=True, speed_estimate_period=_SPEED_SECONDS) as progress:
-        yield Display(pace, progress, total, earlier)
+        yield Display(throttle, progress, total, earlier)
 
 
 @contextmanager

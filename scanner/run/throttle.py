@@ -22,7 +22,7 @@ _Delta = TypeVar("_Delta")
 _Answer = TypeVar("_Answer")
 
 
-class Pace:
+class Throttle:
     """The number of checks at once, between 1 and `most`.
 
     Args:
@@ -62,14 +62,14 @@ class Pace:
                 self._running -= 1
                 self._free.notify()
 
-    def throttled(self) -> None:
+    def slow_down(self) -> None:
         """Takes note that the store asked to slow down."""
         with self._free:
             if self._clock() - self._slowed >= _REACTION_SECONDS:
                 self._allowed = max(1.0, self._allowed / 2)
                 self._slowed = self._clock()
 
-    def eased(self) -> None:
+    def speed_up(self) -> None:
         """Takes note that the store answered in time."""
         if self._allowed < self._most:
             with self._free:
@@ -87,30 +87,32 @@ class Pace:
         self._ended.set()
 
 
-class Patient(Generic[_Delta, _Answer]):
-    """A check that is repeated, at a slower pace, as long as the store throttles it.
+class RetriedCheck(Generic[_Delta, _Answer]):
+    """A check that is repeated, more and more slowly, as long as the store throttles it.
 
     Args:
         check: Judges one delta.
-        pace: Shared by all checks.
+        throttle: Shared by all checks.
         is_throttled: Whether an answer only says that the store asked to slow down.
     """
 
-    def __init__(self, check: Callable[[_Delta], _Answer], pace: Pace, is_throttled: Callable[[_Answer], bool]) -> None:
+    def __init__(
+        self, check: Callable[[_Delta], _Answer], throttle: Throttle, is_throttled: Callable[[_Answer], bool]
+    ) -> None:
         self._check = check
-        self._pace = pace
+        self._throttle = throttle
         self._is_throttled = is_throttled
 
     def __call__(self, delta: _Delta) -> _Answer:
         """The answer on one delta; one that is still throttled after a minute is that answer."""
         attempt = 0
         while True:
-            with self._pace.turn():
+            with self._throttle.turn():
                 answer = self._check(delta)
             if not self._is_throttled(answer):
-                self._pace.eased()
+                self._throttle.speed_up()
                 return answer
-            self._pace.throttled()
-            if not self._pace.pause(attempt):
+            self._throttle.slow_down()
+            if not self._throttle.pause(attempt):
                 return answer
             attempt += 1

@@ -17,7 +17,7 @@ from rich.console import Console
 from rich.progress import Progress
 
 from scanner.run.progress import Display, counted_ahead
-from scanner.run.throttle import Pace
+from scanner.run.throttle import Throttle
 from scanner.run.workers import Tally
 from shared.model.delta import DATABASE
 from shared.model.verdict import Depth, Finding, Verdict
@@ -34,22 +34,22 @@ def shown_by(display: Display, console: Console) -> str:
 def test_the_counts_and_the_pace_are_shown() -> None:
     console = Console(force_terminal=True, width=200)
     with Progress("{task.completed:.0f} of {task.total} {task.fields[counts]}", console=console) as progress:
-        pace = Pace(8)
-        display = Display(pace, progress, 10, earlier=2)
+        throttle = Throttle(8)
+        display = Display(throttle, progress, 10, earlier=2)
         tally = Tally()
         for observed in ((), (), (), (Finding("sqlite.empty", DATABASE, "0 bytes"),)):
             tally.add(Verdict("delta", Depth.LISTING, observed))
         display.show(tally)
         assert progress.tasks[0].completed == 2, "what earlier runs have done is not this one's speed"
         assert progress.tasks[0].fields["counts"] == "[green]3 healthy[/], [red]1 corrupt[/]"
-        pace.throttled()
+        throttle.slow_down()
         display.show(tally)
         assert progress.tasks[0].fields["counts"].endswith("[yellow]throttled: 4 at once[/]")
 
 
 def test_the_total_comes_when_it_was_counted() -> None:
     with Progress(console=Console(quiet=True)) as progress:
-        display = Display(Pace(1), progress, None, earlier=0)
+        display = Display(Throttle(1), progress, None, earlier=0)
         counted = threading.Event()
 
         def count(_: threading.Event) -> int:
@@ -66,7 +66,7 @@ def test_the_total_comes_when_it_was_counted() -> None:
 
 def test_a_count_is_ended_with_the_run() -> None:
     with Progress(console=Console(quiet=True)) as progress:
-        display = Display(Pace(1), progress, None, earlier=0)
+        display = Display(Throttle(1), progress, None, earlier=0)
         given_up = threading.Event()
 
         def count(ended: threading.Event) -> None:

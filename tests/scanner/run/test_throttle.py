@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from scanner.run import throttle as module
-from scanner.run.throttle import Pace, Patient
+from scanner.run.throttle import RetriedCheck, Throttle
 
 
 class Clock:
@@ -26,36 +26,36 @@ def short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_throttling_halves_the_number_once_a_second_and_down_to_one() -> None:
     clock = Clock()
-    pace = Pace(16, clock)
+    throttle = Throttle(16, clock)
     seen = []
     for moment in (0.0, 0.1, 0.9, 1.0, 2.0, 3.0, 4.0, 5.0):
         clock.now = moment
-        pace.throttled()
-        seen.append(pace.allowed)
+        throttle.slow_down()
+        seen.append(throttle.allowed)
     assert seen == [8, 8, 8, 4, 2, 1, 1, 1]
 
 
 def test_answers_in_time_bring_it_back_step_by_step() -> None:
-    pace = Pace(4, Clock())
-    pace.throttled()
-    assert (pace.allowed, pace.slowed) == (2, True)
+    throttle = Throttle(4, Clock())
+    throttle.slow_down()
+    assert (throttle.allowed, throttle.slowed) == (2, True)
     for _ in range(3):
-        pace.eased()
-    assert pace.allowed == 3
+        throttle.speed_up()
+    assert throttle.allowed == 3
     for _ in range(20):
-        pace.eased()
-    assert (pace.allowed, pace.slowed) == (4, False)
+        throttle.speed_up()
+    assert (throttle.allowed, throttle.slowed) == (4, False)
 
 
 def test_no_more_run_at_once_than_are_allowed() -> None:
-    pace = Pace(8, Clock())
-    pace.throttled()
+    throttle = Throttle(8, Clock())
+    throttle.slow_down()
     running = most = 0
     lock = threading.Lock()
 
     def work(_: int) -> None:
         nonlocal running, most
-        with pace.turn():
+        with throttle.turn():
             with lock:
                 running += 1
                 most = max(most, running)
@@ -65,12 +65,12 @@ def test_no_more_run_at_once_than_are_allowed() -> None:
 
     with ThreadPoolExecutor(8) as pool:
         list(pool.map(work, range(40)))
-    assert most <= pace.allowed == 4
+    assert most <= throttle.allowed == 4
 
 
 def test_what_was_throttled_is_tried_again_and_only_the_last_answer_counts() -> None:
     answers = iter(["throttled", "throttled", "healthy"])
-    check = Patient(lambda _: next(answers), Pace(4), lambda answer: answer == "throttled")
+    check = RetriedCheck(lambda _: next(answers), Throttle(4), lambda answer: answer == "throttled")
     assert check("delta") == "healthy"
 
 
@@ -81,12 +81,12 @@ def test_what_stays_throttled_is_told_in_the_end() -> None:
         calls.append(delta)
         return "throttled"
 
-    assert Patient(judge, Pace(4), lambda answer: answer == "throttled")("delta") == "throttled"
+    assert RetriedCheck(judge, Throttle(4), lambda answer: answer == "throttled")("delta") == "throttled"
     assert len(calls) == 4
 
 
 def test_nobody_waits_for_a_run_that_has_ended(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "PAUSES", (3600.0,))
-    pace = Pace(4)
-    pace.end()
-    assert Patient(lambda _: "throttled", pace, lambda _: True)("delta") == "throttled"
+    throttle = Throttle(4)
+    throttle.end()
+    assert RetriedCheck(lambda _: "throttled", throttle, lambda _: True)("delta") == "throttled"
