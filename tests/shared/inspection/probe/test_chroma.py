@@ -750,13 +750,13 @@ def test_many_threads_have_a_probe_each_at_once(healthy_delta: Path, tmp_path: P
 def test_nothing_of_a_process_that_was_killed_goes_on(healthy_delta: Path, tmp_path: Path, program: Program) -> None:
     program("time.sleep(300)")
     code = (
-        "import sys; from pathlib import Path; from shared.inspection import chroma, pool\n"
+        "import sys; from pathlib import Path; from shared.inspection.probe import chroma, pool\n"
         "pool._PROGRAM = Path(sys.argv[1])\nchroma.probe(Path(sys.argv[2]), (), 300)"
     )
     command = [sys.executable, "-c", code, str(pool._PROGRAM), str(healthy_delta)]
     environment = os.environ | {"TMPDIR": str(tmp_path), "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
     with subprocess.Popen(command, env=environment) as killed:
-        while not (tmp_path / "pids").exists() or not (tmp_path / "pids").read_text():
+        while killed.poll() is None and not ((tmp_path / "pids").exists() and (tmp_path / "pids").read_text()):
             time.sleep(0.05)
         killed.kill()
     assert not any(alive(int(pid)) for pid in [*parents(tmp_path), *(tmp_path / "pids").read_text().split()])
