@@ -23,10 +23,11 @@ from pathlib import Path
 from typing import Any
 
 from devtools.stack.stack import InvocationContext
+from shared.inspection.probe import pool
 from validator.handler import handler
 
 ROOT = Path(__file__).parents[2]
-PROGRAM = b"inspection/probe.py"
+PROGRAM = pool._PROGRAM.as_posix().encode()
 
 
 def under(fault: str, warm: dict[str, Any], event: dict[str, Any], **environment: str) -> list[dict[str, Any]]:
