@@ -19,7 +19,7 @@ from shared.inspection.probe import chroma
 from shared.inspection.probe.witness import second_witness
 from shared.model.deadline import UNLIMITED, Deadline
 from shared.model.delta import DeltaLocation, Listing
-from shared.model.errors import CouldNotCheck, StorageError, faults_explained
+from shared.model.errors import CouldNotCheck, StorageError
 from shared.model.findings import Weight
 from shared.model.manifest import Manifest
 from shared.model.settings import Settings
@@ -181,7 +181,7 @@ def _confirm(look: Look, settings: Settings, step: Step, deadline: Deadline) -> 
         deadline.check("asking Chroma")
         seconds = min(settings.probe_timeout_seconds, deadline.left / chroma.ATTEMPTS)
         folder = look.content.folder()
-        with step("probe"), faults_explained("asking Chroma about what the bytes hold"):
+        with step("probe"):
             witness = second_witness(folder, look.listing, look.observed, seconds)
     except CouldNotCheck as fault:
         detail = f"nothing is done without Chroma's word, and it could not be asked: {fault.detail}"

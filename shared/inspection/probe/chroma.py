@@ -128,17 +128,18 @@ def ask_twice(
         CouldNotCheck: What happened may be the environment's doing, or was not the same both times.
     """
     attempt = partial(_attempt, folder, seconds, look, collections, openings, asked)
-    first = attempt(fresh=False)
-    if not first.findings:
-        return first
-    second = attempt(fresh=True)
-    if not second.findings:
+    with faults_explained("asking Chroma about a copy of the delta"):
+        first = attempt(fresh=False)
+        if not first.findings:
+            return first
+        second = attempt(fresh=True)
+        if not second.findings:
+            return second
+        if not second.repeats(first):
+            detail = f"two probes of the same bytes ended differently, the second: {second.findings[0].detail}"
+            raise CouldNotCheck("check.probe_failed", detail)
+        _control(seconds)
         return second
-    if not second.repeats(first):
-        detail = f"two probes of the same bytes ended differently, the second: {second.findings[0].detail}"
-        raise CouldNotCheck("check.probe_failed", detail)
-    _control(seconds)
-    return second
 
 
 def _control(seconds: float) -> None:
@@ -167,7 +168,7 @@ def warm_up() -> None:
 def _attempt(
     folder: Path, seconds: float, look: Look, collections: int, openings: int, asked: Path | None, *, fresh: bool
 ) -> Outcome:
-    with faults_explained("asking Chroma about a copy of the delta"), scratch_folder() as scratch:
+    with scratch_folder() as scratch:
         copy = scratch / "delta"
         size = _copy(folder, copy)
         waiting = (copy / DATABASE).stat().st_size if asked else 0  # of which next to nothing is read then
@@ -186,16 +187,14 @@ def _run(
     copy: Path | None, scratch: Path, limits: Limits, look: Look, *, fresh: bool, asked: Path | None = None
 ) -> Outcome:
     # Files instead of pipes: a process that prints without end meets the limit on file size, not this one's memory.
-    with faults_explained("preparing a probe"):
-        for name in ("answer", "errors", "progress"):
-            (scratch / name).open("xb").close()
+    for name in ("answer", "errors", "progress"):
+        (scratch / name).open("xb").close()
     ending = POOL.run(copy, scratch, limits, fresh=fresh, asked=asked)
-    with faults_explained("reading the answer of a probe"):
-        said, output, reached = (
-            _head(scratch / name, most)
-            for name, most in (("errors", _MOST_ERRORS), ("answer", _MOST_ANSWER), ("progress", _MOST_STAGE))
-        )
-        disk = os.statvfs(scratch)
+    said, output, reached = (
+        _head(scratch / name, most)
+        for name, most in (("errors", _MOST_ERRORS), ("answer", _MOST_ANSWER), ("progress", _MOST_STAGE))
+    )
+    disk = os.statvfs(scratch)
     stage = printable(reached.decode(errors="replace").strip(), _MOST_STAGE) or "its start"
     errors = said.decode(errors="replace")
     if ending.late:

@@ -17,7 +17,7 @@ from shared.inspection.probe.answers import Answer, Seen, pages
 from shared.inspection.recovery.holdings import Holding, Holdings, read_holdings
 from shared.inspection.values import shown, some
 from shared.model.delta import DATABASE, Listing
-from shared.model.errors import CouldNotCheck
+from shared.model.errors import CouldNotCheck, faults_explained
 from shared.model.verdict import Finding
 
 _NO_DATABASE = 1
@@ -63,7 +63,7 @@ def second_witness(folder: Path, listing: Listing, observed: Sequence[Finding], 
     except metadata.PackageNotFoundError:
         detail = "chromadb is not installed, and nothing is moved without its word: install deltaguard[chroma]"
         raise CouldNotCheck("check.probe_failed", detail) from None
-    with read_holdings(folder) as holdings:
+    with faults_explained("asking Chroma about what the bytes hold"), read_holdings(folder) as holdings:
         look = partial(_losses, holdings=holdings, codes={finding.code for finding in observed})
         outcome = chroma.ask_twice(folder, seconds, look, len(holdings.collections), _OPENINGS)
         if outcome.findings:
