@@ -44,7 +44,7 @@ test: $(STAMP) $(if $(shell command -v $(NPM)),$(NODE_STAMP))  ## all tests
 fast: $(STAMP)  ## the tests that take seconds
 	@$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow"
 
-test-all: $(STAMP) $(if $(shell command -v $(NPM)),$(NODE_STAMP))  ## every case of every enumeration (an hour)
+test-all: $(STAMP) $(if $(shell command -v $(NPM)),$(NODE_STAMP))  ## every case of every enumeration
 	@DELTAGUARD_TEST_SWEEP=all $(BIN)/python -m pytest -n 2 --dist loadfile
 
 scorecard: $(STAMP)  ## break hundreds of deltas, ours and the zoo's, ask Chroma, and score every depth and its rivals (10 minutes)

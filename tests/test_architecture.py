@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import re
-from pathlib import Path
 
-ROOT = Path(__file__).parent.parent
+from tests import ROOT
+
 ROOMS = {"devtools", "validator", "compaction", "scanner", "shared"}
 DRAWN_ELSEWHERE = ROOT / "devtools" / "zoo"
 

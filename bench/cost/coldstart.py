@@ -14,9 +14,9 @@ import subprocess
 import sys
 import tempfile
 from importlib import metadata
-from pathlib import Path
 from typing import Any
 
+from bench import ROOT
 from bench.cost.figures import Figure
 from bench.cost.stock import stocked
 from bench.cost.targets import held
@@ -26,7 +26,6 @@ from devtools.stack.stack import running_stack
 _ROUNDS = 3
 _SECONDS = 120
 _EMBEDDINGS = 50
-_ROOT = Path(__file__).resolve().parents[2]
 _BUCKET = "deltas"
 _OURS = """
 import json, sys, time
@@ -97,7 +96,7 @@ def _answer(program: str, *prefixes: str) -> list[float]:
     with tempfile.TemporaryDirectory(prefix="bench-cold-") as scratch:
         done = subprocess.run(  # noqa: S603 -- ours
             [sys.executable, "-c", program, *prefixes, scratch],
-            cwd=_ROOT,
+            cwd=ROOT,
             env={**os.environ, "TMPDIR": scratch},
             capture_output=True,
             text=True,
@@ -110,9 +109,9 @@ def _answer(program: str, *prefixes: str) -> list[float]:
 
 def _sizes() -> tuple[float, str, float]:
     """Megabytes of the image's packages as they are installed here, and of all that Chroma's metadata asks for."""
-    lock = (_ROOT / "deploy" / "requirements.lock").read_text(encoding="utf-8")
+    lock = (ROOT / "deploy" / "requirements.lock").read_text(encoding="utf-8")
     locked = re.findall(r"^([A-Za-z0-9._-]+)(?:\[[^]]*\])?==", lock, re.MULTILINE)
-    makefile = (_ROOT / "Makefile").read_text(encoding="utf-8")
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
     left_out = re.findall(r"^LEFT_OUT := (.+)$", makefile, re.MULTILINE)[0].split()
     ours = sum(map(_megabytes, locked))
     return ours, "with all that they ask for", ours + sum(map(_megabytes, left_out))

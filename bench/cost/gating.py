@@ -22,6 +22,7 @@ from statistics import median
 
 import boto3
 
+from bench import ROOT
 from bench.cost.figures import Figure
 from bench.cost.s3 import BUCKET, running_s3
 from bench.cost.stock import stocked
@@ -39,7 +40,6 @@ from shared.storage.store import current_store
 
 _DELTAS, _EMBEDDINGS, _ROUNDS = 100, 100, 10
 _DIFFERENT = 10  # deltas of their own content; the others repeat it, which spares the merge more than the gate
-_ROOT = Path(__file__).resolve().parents[2]
 _MERGE = """
 import json, sys, tempfile, time
 from pathlib import Path
@@ -116,7 +116,7 @@ def _merging() -> Iterator[Callable[[list[str], bool], float]]:
     """
     command = [sys.executable, "-c", _MERGE, str(os.getpid()), BUCKET]
     with subprocess.Popen(  # noqa: S603 -- ours
-        command, cwd=_ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, start_new_session=True
+        command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, start_new_session=True
     ) as process:
         assert process.stdin is not None
         assert process.stdout is not None

@@ -10,9 +10,9 @@ import json
 import os
 import subprocess
 import sys
-from pathlib import Path
 from typing import Any
 
+from bench import ROOT
 from bench.cost.figures import Figure
 from bench.cost.targets import held
 from bench.cost.timing import Measure, in_turns
@@ -25,7 +25,6 @@ _HANDLERS = {
 }
 _ROUNDS = 5
 _SECONDS = 60
-_ROOT = Path(__file__).resolve().parents[2]
 # No tether: it would import some of what is timed, and an orphan ends within a second.
 _IMPORT = """
 import sys, time
@@ -58,7 +57,7 @@ def _answer(module: str) -> dict[str, Any]:
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
     command = [sys.executable, "-c", _IMPORT.format(module=module)]
     done = subprocess.run(  # noqa: S603 -- ours
-        command, cwd=_ROOT, env=environment, capture_output=True, text=True, timeout=_SECONDS, check=True
+        command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=_SECONDS, check=True
     )
     answer: dict[str, Any] = json.loads(done.stdout)
     return answer

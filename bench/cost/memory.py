@@ -13,6 +13,7 @@ import sys
 from pathlib import Path
 from statistics import median
 
+from bench import ROOT
 from bench.cost.figures import Figure
 from bench.cost.rivals import child_answer, copied
 from bench.cost.stock import stocked
@@ -25,7 +26,6 @@ _FEW = 20
 _ROUNDS = 3
 _SECONDS = 120
 _MB = 1_000_000
-_ROOT = Path(__file__).resolve().parents[2]
 _JUDGE = """
 import json, sys
 from pathlib import Path
@@ -61,7 +61,7 @@ def _peak(folder: Path, embeddings: int) -> Measure:
 
     def measure() -> float:
         done = subprocess.run(  # noqa: S603 -- ours
-            command, cwd=_ROOT, capture_output=True, text=True, timeout=_SECONDS, check=True
+            command, cwd=ROOT, capture_output=True, text=True, timeout=_SECONDS, check=True
         )
         answer = json.loads(done.stdout)
         if (answer["status"], answer["count"]) != ("healthy", embeddings):

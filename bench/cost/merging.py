@@ -21,6 +21,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+from bench import ROOT
 from bench.cost.figures import Figure
 from bench.cost.s3 import BUCKET, metered, running_s3
 from bench.cost.stock import DIMENSION, stocked
@@ -46,7 +47,6 @@ _ROUNDS = 3
 _MANY = 5000
 _SECONDS = 1800
 _MB = 1_000_000
-_ROOT = Path(__file__).resolve().parents[2]
 _MERGE = """
 import contextlib, io, json, sys
 from pathlib import Path
@@ -246,7 +246,7 @@ def _peak(chunk: _Chunk) -> Measure:
     def measure() -> float:
         command = [sys.executable, "-c", _MERGE, str(os.getpid()), str(next(_numbers)), *chunk.keys]
         done = subprocess.run(  # noqa: S603 -- ours
-            command, cwd=_ROOT, capture_output=True, text=True, timeout=_SECONDS, check=False
+            command, cwd=ROOT, capture_output=True, text=True, timeout=_SECONDS, check=False
         )
         if done.returncode:
             raise RuntimeError(f"merging {chunk.embeddings} embeddings failed: {done.stderr.strip()[-500:]}")

@@ -15,11 +15,11 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
+from bench import ROOT
 from bench.cost.timing import Measure, timed
 from shared.model.delta import DATABASE
 
 _READER = [sys.executable, "-m", "bench.cost.reader"]
-_ROOT = Path(__file__).resolve().parents[2]
 _SECONDS = 120
 
 
@@ -42,7 +42,7 @@ def child_answer(folder: Path, expected: int) -> dict[str, Any]:
     """
     command = [*_READER, str(os.getpid()), str(folder)]
     done = subprocess.run(  # noqa: S603 -- ours
-        command, cwd=_ROOT, capture_output=True, text=True, timeout=_SECONDS, check=False
+        command, cwd=ROOT, capture_output=True, text=True, timeout=_SECONDS, check=False
     )
     return _answer(done.stdout, expected, done.stderr)
 
@@ -68,7 +68,7 @@ def warm_chroma(scratch: Path) -> Iterator[Callable[[Path, int], Measure]]:
     """
     with subprocess.Popen(  # noqa: S603 -- ours
         [*_READER, str(os.getpid())],
-        cwd=_ROOT,
+        cwd=ROOT,
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,

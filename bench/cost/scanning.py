@@ -25,6 +25,7 @@ from typing import Any
 
 import boto3
 
+from bench import ROOT
 from bench.cost.figures import Figure
 from bench.cost.stock import stocked
 from bench.cost.targets import held
@@ -50,7 +51,6 @@ _MANY = "many"  # the bucket of the keys that are only listed: moto goes through
 _NOWHERE = Path(os.devnull)
 _SEGMENT = "0b3c9f4e-1111-4222-8333-444455556666"
 _NAMES = (DATABASE, *(f"{_SEGMENT}/{name}" for name in SEGMENT_FILES if name != "index_metadata.pickle"))
-_ROOT = Path(__file__).resolve().parents[2]
 
 
 def moto_figures() -> list[Figure]:
@@ -207,7 +207,7 @@ def _seed() -> Iterator[Callable[[Sequence[str]], None]]:
     """The seed's check in a warm process; the block gets what has it check deltas."""
     command = [sys.executable, "-m", "bench.cost.seed", str(os.getpid()), _BUCKET]
     with subprocess.Popen(  # noqa: S603 -- ours
-        command, cwd=_ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, start_new_session=True
+        command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, start_new_session=True
     ) as process:
         assert process.stdin is not None
         assert process.stdout is not None

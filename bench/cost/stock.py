@@ -16,9 +16,9 @@ from dataclasses import asdict
 from importlib import metadata
 from pathlib import Path
 
+from bench import ROOT
 from devtools.damage.deltas import DeltaRecipe
 
-_ROOT = Path(__file__).resolve().parents[2]
 _BUILD = """
 import json, sys
 from pathlib import Path
@@ -71,7 +71,7 @@ def _build(folder: Path, recipe: DeltaRecipe) -> None:
     sys.stderr.write(f"making a delta of {recipe.embeddings} embeddings, once\n")
     command = [sys.executable, "-c", _BUILD, str(os.getpid()), str(folder), json.dumps(asdict(recipe))]
     done = subprocess.run(  # noqa: S603 -- ours
-        command, cwd=_ROOT, capture_output=True, text=True, timeout=_BUILD_SECONDS, check=False
+        command, cwd=ROOT, capture_output=True, text=True, timeout=_BUILD_SECONDS, check=False
     )
     if done.returncode:
         raise RuntimeError(f"making a delta of {recipe.embeddings} embeddings failed: {done.stderr.strip()[-500:]}")

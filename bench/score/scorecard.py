@@ -20,6 +20,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from bench import ROOT
 from bench.score.bases import BASES
 from bench.score.checkers import OURS, RIVALS
 from bench.score.figures import Outcome, Result, Tally, tally
@@ -28,7 +29,6 @@ from shared.storage.scratch import scratch_folder, sweep_scratch
 
 _WORKERS = 2
 _CHECKERS = (*OURS, *RIVALS)
-_ROOT = Path(__file__).resolve().parents[2]
 _GOODBYE_SECONDS = 10.0
 _INTERRUPTED = 130
 
@@ -100,7 +100,7 @@ def judged(plan: Sequence[Case], keep: Path | None = None) -> Iterator[dict[str,
 
 @contextlib.contextmanager
 def _worker(root: Path, number: int, keep: Path | None) -> Iterator[subprocess.Popen[str]]:
-    environment = {**os.environ, "PYTHONPATH": str(_ROOT), "OMP_NUM_THREADS": "1", "RUST_BACKTRACE": "0"}
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "RUST_BACKTRACE": "0"}
     process = subprocess.Popen(  # noqa: S603 -- ours
         [sys.executable, "-m", "bench.score.worker", str(root), str(number), *([str(keep.resolve())] if keep else [])],
         stdin=subprocess.PIPE,

@@ -20,11 +20,10 @@ from scanner.cli import cli
 from scanner.program import LaterCommand, Program
 from shared.model.delta import DATABASE
 from shared.storage.store import Store
+from tests import ROOT
 from tests.scanner.report.test_output import FORMATS
 
 SERVERS = ("moto", "rclone")
-
-ROOT = Path(__file__).resolve().parents[2]
 
 
 def run(*arguments: str | Path) -> Result:

@@ -14,7 +14,6 @@ import subprocess
 import sys
 from collections.abc import Callable
 from functools import cache
-from pathlib import Path
 from typing import Any, Literal
 
 from compaction.chunk import process
@@ -25,9 +24,9 @@ from shared.quarantine.restore import held_below, purge, restore
 from shared.storage.client import s3_client
 from shared.storage.store import Store
 from shared.upload import upload_delta
+from tests import ROOT
 from tests.support.verdicts import confirmed
 
-ROOT = Path(__file__).parents[2]
 SETTINGS = Settings(settle_seconds=0, arrival_seconds=0)
 Moment = Literal["before", "after"]
 _HOOKS = {"before": "before-send.s3", "after": "response-received.s3"}

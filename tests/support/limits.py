@@ -24,9 +24,9 @@ from typing import Any
 
 from devtools.stack.stack import InvocationContext
 from shared.inspection.probe import pool
+from tests import ROOT
 from validator.handler import handler
 
-ROOT = Path(__file__).parents[2]
 PROGRAM = pool._PROGRAM.as_posix().encode()
 
 

@@ -20,9 +20,9 @@ def few(sample: int, everything: int) -> int:
     return everything if ALL else sample
 
 
-def some(cases: Sequence[T], sample: int) -> list[T]:
-    """So many of the cases, in their order and always the same."""
-    chosen = range(len(cases)) if ALL else Random(0).sample(range(len(cases)), min(sample, len(cases)))
+def some(cases: Sequence[T], sample: int, seed: int | str = 0) -> list[T]:
+    """So many of the cases, in their order and always the same for a seed."""
+    chosen = range(len(cases)) if ALL else Random(seed).sample(range(len(cases)), min(sample, len(cases)))
     return [cases[index] for index in sorted(chosen)]
 
 

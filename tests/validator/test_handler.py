@@ -7,7 +7,6 @@ import subprocess
 import sys
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote_plus
 
 import boto3
 import pytest
@@ -20,6 +19,7 @@ from shared.model.errors import CouldNotCheck, SettingsError
 from shared.upload import upload_delta
 from tests.conftest import CopyOf, PutDelta
 from tests.support import faults
+from tests.support.uploads import s3_event
 from validator.handler import handler
 
 KEY = "words/delta/one"
@@ -31,18 +31,6 @@ def settings(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DELTAGUARD_SETTLE_SECONDS", "0")
     monkeypatch.setenv("DELTAGUARD_ARRIVAL_SECONDS", "0")
     monkeypatch.setenv("DELTAGUARD_DEPTH", "structure")
-
-
-def s3_event(bucket: str, *keys: str, name: str = "ObjectCreated:Put") -> dict[str, Any]:
-    records = [
-        {
-            "eventSource": "aws:s3",
-            "eventName": name,
-            "s3": {"bucket": {"name": bucket}, "object": {"key": quote_plus(key, safe="/")}},
-        }
-        for key in keys
-    ]
-    return {"Records": records}
 
 
 def in_queue(*bodies: dict[str, Any]) -> dict[str, Any]:

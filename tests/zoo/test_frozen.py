@@ -6,7 +6,6 @@ Everything is judged up to `structure`; what takes longer is done with a sample,
 
 from __future__ import annotations
 
-import random
 import re
 import sqlite3
 from collections.abc import Iterator
@@ -47,7 +46,7 @@ SETTINGS = Settings(settle_seconds=0, arrival_seconds=0, probe_timeout_seconds=9
 
 def sample(purpose: str, most: int, *names: str) -> list[Frozen]:
     """Some of them, always the same, and those that have these names."""
-    chosen = FROZEN if sweep.ALL else random.Random(purpose).sample(FROZEN, most)
+    chosen = sweep.some(FROZEN, most, seed=purpose)
     named = [one for one in FROZEN if one.name in names]
     assert len(named) == len(names)
     return sorted({*chosen, *named}, key=lambda one: one.name)

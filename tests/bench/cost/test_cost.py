@@ -17,8 +17,9 @@ from bench.cost import rivals, stock
 from bench.cost.figures import Figure, Target
 from bench.cost.targets import TARGETS, held, unmeasured
 from devtools.damage.deltas import DeltaRecipe, build_delta
+from tests import ROOT
+from tests.support.processes import living_in
 
-_ROOT = Path(__file__).resolve().parents[3]
 _EMBEDDINGS = 12
 
 
@@ -190,7 +191,7 @@ def test_chroma_is_asked_in_copies_that_go_away(delta: Path, tmp_path: Path) -> 
 
 def test_a_child_whose_parent_is_gone_ends_before_it_reads_anything(delta: Path) -> None:
     command = [sys.executable, "-m", "bench.cost.reader", "0", str(delta)]  # nobody's child is of process 0
-    done = subprocess.run(command, cwd=_ROOT, capture_output=True, timeout=60, check=False)
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, timeout=60, check=False)
     assert (done.returncode, done.stdout) == (1, b"")
 
 
@@ -208,7 +209,7 @@ def test_a_rival_that_counts_something_else_is_no_measure(delta: Path, tmp_path:
 def test_an_interrupted_run_leaves_no_process_and_nothing_but_its_stock(number: signal.Signals, tmp_path: Path) -> None:
     process = subprocess.Popen(
         [sys.executable, "-m", "bench", "--only", "structure-500"],
-        cwd=_ROOT,
+        cwd=ROOT,
         env={**os.environ, "TMPDIR": str(tmp_path)},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -223,19 +224,6 @@ def test_an_interrupted_run_leaves_no_process_and_nothing_but_its_stock(number: 
     (left,) = tmp_path.iterdir()
     assert left.name.startswith("bench-deltas-")
     assert [path.name.partition("-")[0] for path in left.iterdir()] == ["500x1536"]
-    while _living(tmp_path) and time.monotonic() < end + 60:  # a child that was just starting ends by itself
+    while living_in(tmp_path) and time.monotonic() < end + 60:  # a child that was just starting ends by itself
         time.sleep(0.01)
-    assert _living(tmp_path) == []
-
-
-def _living(folder: Path) -> list[str]:
-    """Command lines of living processes that work in this folder."""
-    found = []
-    for process in Path("/proc").glob("[0-9]*"):
-        try:
-            command = (process / "cmdline").read_bytes().replace(b"\0", b" ").decode()
-        except OSError:
-            continue
-        if str(folder) in command:
-            found.append(command)
-    return found
+    assert living_in(tmp_path) == []

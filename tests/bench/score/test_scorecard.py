@@ -24,8 +24,9 @@ from bench.score.truth import same
 from bench.score.zoo import thawed, zoo_bases
 from devtools.damage.catalogue import DAMAGES
 from devtools.damage.file_breaks import DoesNotApply
+from tests import ROOT
+from tests.support.processes import living_in
 
-_ROOT = Path(__file__).resolve().parents[3]
 _ALL = (*OURS, *RIVALS)
 
 
@@ -234,25 +235,12 @@ def test_a_child_reports_how_it_ended() -> None:
 def _start(tmp_path: Path, *arguments: str) -> subprocess.Popen[str]:
     return subprocess.Popen(
         [sys.executable, "-m", "bench.score.scorecard", *arguments],
-        cwd=_ROOT,
+        cwd=ROOT,
         env={**os.environ, "TMPDIR": str(tmp_path)},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
     )
-
-
-def _workers_of(folder: Path) -> list[str]:
-    """Command lines of living processes that work in this folder."""
-    found = []
-    for process in Path("/proc").glob("[0-9]*"):
-        try:
-            command = (process / "cmdline").read_bytes().replace(b"\0", b" ").decode()
-        except OSError:
-            continue
-        if str(folder) in command:
-            found.append(command)
-    return found
 
 
 @pytest.mark.slow
@@ -263,7 +251,7 @@ def test_a_tenth_of_it_raises_no_false_alarm_and_leaves_nothing(tmp_path: Path) 
     assert "== False alarms: 0 ==" in output
     assert "structure+manifest" in output
     assert list(tmp_path.iterdir()) == []
-    assert _workers_of(tmp_path) == []
+    assert living_in(tmp_path) == []
 
 
 @pytest.mark.slow
@@ -276,4 +264,4 @@ def test_an_interrupt_leaves_no_process_and_no_folder(tmp_path: Path) -> None:
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 130, errors
     assert list(tmp_path.iterdir()) == []
-    assert _workers_of(tmp_path) == []
+    assert living_in(tmp_path) == []

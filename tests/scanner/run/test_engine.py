@@ -27,11 +27,11 @@ from shared.model.tags import with_verdict
 from shared.model.verdict import Depth
 from shared.storage.store import Store
 from shared.upload import upload_delta
+from tests import ROOT
 from tests.conftest import CopyOf, PutDelta
 from tests.support import faults
 
 SERVERS = ("moto", "rclone")
-ROOT = Path(__file__).resolve().parents[2]
 
 
 def run(*arguments: str | Path) -> Result:

@@ -21,8 +21,7 @@ from scanner.run.throttle import Throttle
 from scanner.run.workers import Tally
 from shared.model.delta import DATABASE
 from shared.model.verdict import Depth, Finding, Verdict
-
-ROOT = Path(__file__).resolve().parents[2]
+from tests import ROOT
 
 
 def shown_by(display: Display, console: Console) -> str:
